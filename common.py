@@ -1,0 +1,275 @@
+"""Data loaders and plotting helpers, shared by the six scripts. No model, loss or training lives here.
+
+The loaders return whole data sets, each as one tensor on the device, and `minibatches` indexes into it:
+
+    x_train, y_train, x_test, y_test = load_mnist()                  # (60000, 1, 28, 28), (60000,), ...
+    for x, y in minibatches(128, x_train, y_train): ...              # (128, 1, 28, 28), (128,)
+
+Why not the usual `DataLoader` over `transforms.ToTensor()`? That decodes, converts and collates image by image in
+Python, every epoch again, and with a model this small it takes longer than the training itself. MNIST as float32 is
+188 MB: convert it once, keep it where the model is, and a minibatch is one indexing operation. The values are exactly
+those of `ToTensor`: float32, channels first, divided by 255.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.patheffects
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torchvision
+from torchvision.datasets.utils import check_integrity
+
+DATA_DIR = Path(__file__).with_name("data")  # what the repo embeds; works from any working directory
+NETWORK_TIMEOUT = 20  # seconds of silence after which a download is given up
+
+# Ten colours that stay apart for colour-blind readers too: Petroff, Accessible Color Sequences for Data
+# Visualization, 2021, arXiv:2107.02270. Digit d has DIGIT_COLORS[d] in every figure.
+DIGIT_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+                "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"  # Okabe and Ito, for lines
+plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "axes.spines.top": False,
+                     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
+                     "figure.constrained_layout.use": True})
+
+
+class DataError(Exception):
+    """A data file is missing or damaged. The message is one line that names the file and says what to do."""
+
+
+# %% Files
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary name in the folder of `path`; renames it to `path` only if the block succeeds.
+
+    A run that is stopped or fails half-way, or a second run at the same time, thus never leaves a half-written file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# %% Data
+
+@contextlib.contextmanager
+def _impatient_network():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none: a server that never answers would hang us
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def load_mnist(data_dir=None, device="cpu"):
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits.
+
+    data_dir: the folder that holds MNIST/raw/*.gz; None means data/ beside this file. torchvision checks the MD5 of
+        each official file and unpacks it; where there is none it downloads.
+    Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test.
+    Raises DataError if a file is damaged, or missing and not to be had.
+    """
+    data_dir = Path(data_dir or DATA_DIR)
+    raw = data_dir / "MNIST" / "raw"
+    packed = [raw / name for name, _ in torchvision.datasets.MNIST.resources]
+    for (name, md5), file in zip(torchvision.datasets.MNIST.resources, packed):
+        if file.exists() and not check_integrity(file, md5):
+            raise DataError(f"{file} is damaged: delete it to download it again, or restore it with git checkout")
+    try:
+        with tempfile.TemporaryDirectory() as tmp, _impatient_network():
+            root = data_dir
+            if all(file.exists() for file in packed):
+                # Unpack in a folder of our own: that works in a read-only checkout, and with two runs at once.
+                root = Path(tmp)
+                (root / "MNIST" / "raw").mkdir(parents=True)
+                for file in packed:
+                    shutil.copy(file, root / "MNIST" / "raw")
+            sets = [torchvision.datasets.MNIST(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise DataError(f"no usable MNIST in {raw}, and no download ({type(error).__name__}): "
+                        "check --data-dir, or leave it out to use the embedded files") from None
+    images = [s.data.to(device).unsqueeze(1).float() / 255 for s in sets]  # what ToTensor does, once, for all images
+    labels = [s.targets.to(device) for s in sets]
+    return images[0], labels[0], images[1], labels[1]
+
+
+def load_cifar10(data_dir=None, device="cpu", download=True):
+    """CIFAR-10: colour photographs, 32 x 32. The first source that is there:
+
+    1. data_dir/cifar10.npz: all 60,000 images, decoded; written by 2, loads in a fraction of a second.
+    2. torchvision's download (170 MB), unless download=False.
+    3. data_dir/cifar10-sample.png: the first 5,000 training and 1,000 test images, embedded in the repo.
+    data_dir None means data/ beside this file.
+    Returns x_train (50000 or 5000, 3, 32, 32) float32 in [0, 1], x_test (10000 or 1000, 3, 32, 32), and the source:
+        "CIFAR-10" or "CIFAR-10 sample".
+    Raises DataError if a file is damaged, or none is to be had.
+    """
+    data_dir = Path(data_dir or DATA_DIR)
+    cache, sample, source = data_dir / "cifar10.npz", data_dir / "cifar10-sample.png", "CIFAR-10"
+    if cache.exists():
+        try:
+            with np.load(cache) as arrays:
+                train, test = arrays["train_images"], arrays["test_images"]
+            if train.shape != (50000, 32, 32, 3) or test.shape != (10000, 32, 32, 3):
+                raise ValueError
+        except Exception:  # a damaged zip can raise nearly anything
+            raise DataError(f"{cache} is damaged: delete it and run again") from None
+    else:
+        train = _download_cifar10(cache) if download else None
+        if train is not None:
+            train, test = train
+        else:
+            try:
+                sheet = plt.imread(sample)  # (60 * 32, 100 * 32, 3) float in [0, 1]: 60 rows of 100 images
+                tiles = np.rint(sheet[..., :3] * 255).astype(np.uint8).reshape(60, 32, 100, 32, 3)
+            except FileNotFoundError:
+                raise DataError(f"no CIFAR-10 in {data_dir}, and no download: check --data-dir, or leave it out to use "
+                                "the embedded sample") from None
+            except Exception:
+                raise DataError(f"{sample} is damaged: restore it with git checkout") from None
+            images = tiles.transpose(0, 2, 1, 3, 4).reshape(6000, 32, 32, 3)
+            train, test, source = images[:5000], images[5000:], "CIFAR-10 sample"
+            print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images), as there is no "
+                  f"{cache.name}{' and no network' if download else ''}", file=sys.stderr)
+    train, test = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in (train, test))
+    return train, test, source
+
+
+def _download_cifar10(cache):
+    """The two image arrays by torchvision's download, kept in `cache` for the next time; None without a network."""
+    try:
+        with tempfile.TemporaryDirectory() as tmp, _impatient_network():
+            sets = [torchvision.datasets.CIFAR10(tmp, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError):
+        return None
+    with contextlib.suppress(OSError), replacing(cache) as temporary:  # a read-only folder: just no cache
+        np.savez(temporary, train_images=sets[0].data, train_labels=np.uint8(sets[0].targets),
+                 test_images=sets[1].data, test_labels=np.uint8(sets[1].targets))
+    return sets[0].data, sets[1].data
+
+
+def minibatches(batch_size, *tensors, shuffle=True):
+    """Yields the tensors' rows in batches, in a new random order at every call. The last batch may be smaller.
+
+    Why not `next(iter(loader))` inside a training loop? Every call of `iter` starts a new pass: it shuffles anew and
+    never gets past the first batch. Write `for x, y in minibatches(...)`, once an epoch.
+    """
+    n, device = len(tensors[0]), tensors[0].device
+    order = torch.randperm(n).to(device) if shuffle else torch.arange(n, device=device)
+    for index in order.split(batch_size):
+        yield tuple(tensor[index] for tensor in tensors)
+
+
+# %% Plots
+
+def save_figure(figure, path):
+    """Writes the figure to `path` (PNG, 150 dpi) by way of a temporary name."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def plot_losses(history, panels, xlabel="epoch"):
+    """Learning curves side by side, one panel for each part of the loss; returns the figure.
+
+    history: dict of equally long lists: `train_<key>` and `test_<key>` for every panel (one of the two may be
+        missing), and `xlabel` if the x axis is not simply 1, 2, 3, ...
+    panels: dict from key to the panel's y label, such as {"loss": "MSE per pixel"}.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.2), squeeze=False)
+    for axis, (key, label) in zip(axes[0], panels.items()):
+        for which, color, style in (("train", BLUE, "-"), ("test", ORANGE, "--")):
+            values = history.get(f"{which}_{key}", [])
+            steps = history.get(xlabel, range(1, len(values) + 1))
+            if values:
+                axis.plot(steps, values, style, color=color, label=which, marker="o" if len(values) < 30 else None,
+                          markersize=3)
+        axis.set(xlabel=xlabel, ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    return figure
+
+
+def tile(images, pad=2):
+    """One picture out of many: (R, C, ch, H, W) in [0, 1] -> (R * (H + pad) - pad, C * (W + pad) - pad, ch), white
+    between the images."""
+    images = torch.as_tensor(images).detach().float().cpu().clamp(0, 1)
+    rows, columns, _, height, width = images.shape
+    images = torch.nn.functional.pad(images, (0, pad, 0, pad), value=1.0)
+    sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * (height + pad), columns * (width + pad), -1)
+    return sheet[:-pad, :-pad].numpy() if pad else sheet.numpy()
+
+
+def plot_images(images, row_labels=(), column_labels=(), title=None, width=8, axis=None):
+    """A grid of images, (R, C, ch, H, W) in [0, 1], with an optional label for each row and column.
+
+    Draws into `axis` where one is given; returns the figure.
+    """
+    rows, columns, channels, height_px, width_px = images.shape
+    if axis is None:
+        labels = 0.1 * width if any(row_labels) else 0
+        height = (width - labels) * rows * (height_px + 2) / (columns * (width_px + 2))
+        figure, axis = plt.subplots(figsize=(width, height + 0.3 * bool(title) + 0.25 * bool(len(column_labels)) + 0.1))
+    sheet = tile(images)
+    axis.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.xaxis.tick_top()
+    axis.set_yticks([r * (height_px + 2) + height_px / 2 for r in range(len(row_labels))], row_labels)
+    axis.set_xticks([c * (width_px + 2) + width_px / 2 for c in range(len(column_labels))], column_labels)
+    if title:
+        axis.set_title(title, fontsize=10)
+    return axis.figure
+
+
+def plot_latent_space(z, y, title=None):
+    """The points z (N, 2) in the latent plane, coloured by their digits y (N,); returns the figure."""
+    z, y = z.detach().cpu().numpy(), y.cpu().numpy()
+    figure, axis = plt.subplots(figsize=(8, 6.4))
+    for digit, color in enumerate(DIGIT_COLORS):
+        axis.scatter(*z[y == digit].T, s=5, color=color, alpha=0.6, linewidths=0, label=str(digit))
+    for digit in np.unique(y):  # the number on its cluster: nobody has to tell ten colours apart by the legend alone
+        axis.text(*np.median(z[y == digit], axis=0), str(digit), fontsize=15, fontweight="bold", ha="center",
+                  va="center", color=DIGIT_COLORS[digit],
+                  path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    legend = axis.legend(title="digit", markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    return figure
+
+
+def plot_latent_space_images(decode, extent, n=24, title=None):
+    """What the decoder makes of each point of the latent plane; returns the figure.
+
+    decode: maps (n * n, 2) points to (n * n, 1, H, W) images in [0, 1].
+    extent: (left, right, bottom, top) of the plane: take it from `plot_latent_space`'s axis limits, and the two
+        figures correspond point by point.
+    """
+    left, right, bottom, top = extent
+    step_x, step_y = (right - left) / n, (top - bottom) / n
+    xs = torch.linspace(left + step_x / 2, right - step_x / 2, n)
+    ys = torch.linspace(top - step_y / 2, bottom + step_y / 2, n)  # images run downwards, the z2 axis upwards
+    grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
+    images = decode(torch.stack([grid_x, grid_y], dim=-1).reshape(n * n, 2))
+    figure, axis = plt.subplots(figsize=(8, 6.4))
+    axis.imshow(tile(images.reshape(n, n, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
+                extent=extent, aspect="auto")
+    axis.grid(False)
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    return figure
