@@ -237,8 +237,11 @@ def plot_images(images, row_labels=(), column_labels=(), title=None, width=8, ax
     return axis.figure
 
 
-def plot_latent_space(z, y, title=None):
-    """The points z (N, 2) in the latent plane, coloured by their digits y (N,); returns the figure."""
+def plot_latent_space(z, y, extent=None, title=None):
+    """The points z (N, 2) in the latent plane, coloured by their digits y (N,); returns the figure.
+
+    extent: (left, right, bottom, top) to show; None shows all points.
+    """
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
     figure, axis = plt.subplots(figsize=(8, 6.4))
     for digit, color in enumerate(DIGIT_COLORS):
@@ -248,6 +251,8 @@ def plot_latent_space(z, y, title=None):
                   va="center", color=DIGIT_COLORS[digit],
                   path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
     axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    if extent is not None:
+        axis.set(xlim=extent[:2], ylim=extent[2:])
     legend = axis.legend(title="digit", markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
     for handle in legend.legend_handles:
         handle.set_alpha(1)
@@ -258,8 +263,8 @@ def plot_latent_space_images(decode, extent, n=24, title=None):
     """What the decoder makes of each point of the latent plane; returns the figure.
 
     decode: maps (n * n, 2) points to (n * n, 1, H, W) images in [0, 1].
-    extent: (left, right, bottom, top) of the plane: take it from `plot_latent_space`'s axis limits, and the two
-        figures correspond point by point.
+    extent: (left, right, bottom, top) of the plane: with the extent that `plot_latent_space` shows, the two figures
+        correspond point by point.
     """
     left, right, bottom, top = extent
     step_x, step_y = (right - left) / n, (top - bottom) / n

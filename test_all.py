@@ -1,0 +1,518 @@
+"""Smoke tests: `python test_all.py` runs them all in about a minute, and so does `pytest test_all.py`.
+
+Nothing is trained for real and no network is needed. The models and losses are held against independent computations,
+every script runs from end to end with --smoke, and every measured number in report.md and README.md is held against
+the metrics.json that it comes from.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import math
+import re
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+
+matplotlib.use("Agg")
+
+import ae
+import common
+import denoise_ae
+import vae
+
+ROOT = Path(__file__).resolve().parent
+MNIST_SCRIPTS = {"ae": ae, "denoise_ae": denoise_ae, "vae": vae}
+SCRIPTS = {**MNIST_SCRIPTS}
+MODELS = {"ae": ae.Autoencoder, "denoise_ae": denoise_ae.DenoiseAE, "vae": vae.myVAE}
+BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000}  # trainable parameters, from the assignment
+FLAGS = {"ae": ["--sweep"], "denoise_ae": ["--sweep"]}  # so that the smoke run goes through every line
+FIGURES = {"ae": "loss latent_space latent_space_images reconstructions sweep", "denoise_ae": "loss denoised sweep",
+           "vae": "loss samples variance walk traversals"}
+
+
+# %% Helpers
+
+@functools.cache
+def mnist():
+    return common.load_mnist()
+
+
+def quiet(function, *args):
+    """(result or None, exit status or 0, stdout, stderr) of a call."""
+    out, err = io.StringIO(), io.StringIO()
+    result, status = None, 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            result = function(*args)
+        except SystemExit as stop:
+            status = stop.code
+    return result, status, out.getvalue(), err.getvalue()
+
+
+@functools.cache
+def smoke(script):
+    """Runs the script in smoke size, once; returns its output folder and the metrics that main returned."""
+    out_dir = Path(tempfile.mkdtemp())
+    metrics, status, _, err = quiet(SCRIPTS[script].main, ["--smoke", "--out-dir", str(out_dir), *FLAGS.get(script, [])])
+    assert status == 0, err
+    return out_dir / script, metrics
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    return bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
+
+
+def loss_of(script, model, x):
+    """The script's training loss on a batch, with the condition that the script would give."""
+    if isinstance(model, vae.myVAE):
+        x_hat, mu, logvar = model(x)
+        return model.loss_function(x_hat, x, mu, logvar)
+    return SCRIPTS[script].criterion(model(x), x)
+
+
+# %% Data and plots (common.py)
+
+def test_mnist_is_what_totensor_gives():
+    x_train, y_train, x_test, y_test = mnist()
+    assert x_train.shape == (60000, 1, 28, 28) and x_test.shape == (10000, 1, 28, 28)
+    assert x_train.dtype == torch.float32 and y_train.dtype == torch.int64
+    assert y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4] and y_test[:5].tolist() == [7, 2, 1, 0, 4]
+    with tempfile.TemporaryDirectory() as tmp:
+        raw = Path(tmp) / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for file in (common.DATA_DIR / "MNIST" / "raw").glob("*.gz"):
+            (raw / file.name).write_bytes(file.read_bytes())
+        usual = torchvision.datasets.MNIST(tmp, download=True, transform=torchvision.transforms.ToTensor())
+    for i in (0, 1, 777, 59999):
+        assert torch.equal(x_train[i], usual[i][0]) and y_train[i] == usual[i][1]
+
+
+def test_damaged_or_missing_mnist_is_named():
+    with tempfile.TemporaryDirectory() as tmp:
+        raw = Path(tmp) / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for file in (common.DATA_DIR / "MNIST" / "raw").glob("*.gz"):
+            (raw / file.name).write_bytes(file.read_bytes())
+        broken = raw / "t10k-images-idx3-ubyte.gz"
+        broken.write_bytes(broken.read_bytes()[:1000])
+        _, status, _, err = quiet(ae.main, ["--smoke", "--data-dir", tmp, "--out-dir", tmp])
+        assert status == 2 and str(broken) in err and "damaged" in err and err.count("\n") == 1, err
+        for file in raw.glob("*"):
+            file.unlink()
+        with no_network():
+            _, status, _, err = quiet(ae.main, ["--smoke", "--data-dir", tmp, "--out-dir", tmp])
+        assert status == 2 and str(raw) in err and err.count("\n") == 1, err
+
+
+@contextlib.contextmanager
+def no_network(silent=False):
+    """Sends torchvision's downloads to a port of this machine where nobody listens; with silent=True, to one that
+    takes connections and never answers."""
+    mnist_set, cifar_set = torchvision.datasets.MNIST, torchvision.datasets.CIFAR10
+    saved = mnist_set.mirrors, cifar_set.url, common.NETWORK_TIMEOUT
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        if silent:
+            server.listen()
+        mnist_set.mirrors, cifar_set.url, common.NETWORK_TIMEOUT = [url], url + "cifar.tar.gz", 0.5
+        try:
+            yield
+        finally:
+            mnist_set.mirrors, cifar_set.url, common.NETWORK_TIMEOUT = saved
+
+
+def test_cifar10_falls_back_to_the_sample():
+    for silent in (False, True):  # a network that refuses, and one that never answers
+        with tempfile.TemporaryDirectory() as tmp, no_network(silent):
+            (Path(tmp) / "cifar10-sample.png").symlink_to(common.DATA_DIR / "cifar10-sample.png")
+            start = time.perf_counter()
+            (x_train, x_test, source), _, _, err = quiet(common.load_cifar10, tmp)
+            assert time.perf_counter() - start < 10
+    assert x_train.shape == (5000, 3, 32, 32) and x_test.shape == (1000, 3, 32, 32) and source == "CIFAR-10 sample"
+    assert "sample" in err and err.count("\n") == 1
+    # The first training image is the well-known frog, the first test image the cat: their first pixels.
+    assert (x_train[0, :, 0, 0] * 255).round().tolist() == [59, 62, 63]
+    assert (x_test[0, :, 0, 0] * 255).round().tolist() == [158, 112, 49]
+
+
+def test_cifar10_cache_is_used_and_checked():
+    with tempfile.TemporaryDirectory() as tmp:
+        cache = Path(tmp) / "cifar10.npz"
+        cache.write_bytes(b"PK\x03\x04 half a file")
+        try:
+            common.load_cifar10(tmp, download=False)
+            raise AssertionError("a damaged cache was taken")
+        except common.DataError as error:
+            assert str(cache) in str(error)
+        train, test = np.zeros((50000, 32, 32, 3), np.uint8), np.full((10000, 32, 32, 3), 51, np.uint8)
+        train[1, 2, 3] = [10, 20, 30]
+        np.savez(cache, train_images=train, test_images=test)
+        x_train, x_test, source = common.load_cifar10(tmp, download=False)
+        assert source == "CIFAR-10" and close(x_train[1, :, 2, 3] * 255, [10, 20, 30]) and close(x_test, 0.2)
+
+
+def test_minibatches_pass_over_everything_once():
+    a, b = torch.arange(10), torch.arange(10) * 2
+    torch.manual_seed(0)
+    epochs = [list(common.minibatches(4, a, b)) for _ in range(2)]
+    for epoch in epochs:
+        assert [len(x) for x, _ in epoch] == [4, 4, 2]
+        assert sorted(torch.cat([x for x, _ in epoch]).tolist()) == list(range(10))
+        assert all(torch.equal(2 * x, y) for x, y in epoch)
+    assert epochs[0][0][0].tolist() != epochs[1][0][0].tolist() != [0, 1, 2, 3]  # a new order at every call
+    assert [x.tolist() for (x,) in common.minibatches(100, a, shuffle=False)] == [list(range(10))]
+
+
+def test_files_are_replaced_whole_or_not_at_all():
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp) / "new" / "file.txt"
+        with common.replacing(path) as temporary:
+            Path(temporary).write_text("first")
+        try:
+            with common.replacing(path) as temporary:
+                Path(temporary).write_text("half")
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert path.read_text() == "first" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_images_are_tiled_in_reading_order():
+    images = torch.arange(6).reshape(2, 3, 1, 1, 1) / 10 * torch.ones(2, 3, 1, 4, 5)
+    sheet = common.tile(images, pad=1)
+    assert sheet.shape == (2 * 5 - 1, 3 * 6 - 1, 1)
+    for row in range(2):
+        for column in range(3):
+            assert close(sheet[row * 5:row * 5 + 4, column * 6:column * 6 + 5, 0], (3 * row + column) / 10)
+    assert close(sheet[4], 1) and close(sheet[:, 5], 1)  # white between them
+    figure = common.plot_images(images, ["a", "b"], ["x", "y", "z"])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_latent_space_figures_correspond():
+    extent = (-1.0, 3.0, 10.0, 20.0)
+    figure = common.plot_latent_space(torch.tensor([[0.0, 12.0], [1.0, 15.0]]), torch.tensor([3, 8]), extent)
+    axis = figure.axes[0]
+    assert axis.get_xlim() == (-1, 3) and axis.get_ylim() == (10, 20)
+    colors = {tuple(c.get_offsets()[0]): c.get_facecolor()[0] for c in axis.collections if len(c.get_offsets())}
+    assert close(colors[0.0, 12.0][:3], matplotlib.colors.to_rgb(common.DIGIT_COLORS[3]))
+    asked = []
+    figure = common.plot_latent_space_images(lambda z: asked.append(z) or z[:, 1].reshape(-1, 1, 1, 1) / 20, extent, n=4)
+    points = asked[0]
+    assert points.shape == (16, 2) and close(points[0], [-0.5, 18.75]) and close(points[-1], [2.5, 11.25])
+    image = figure.axes[0].images[0]
+    assert close(image.get_array()[0], 18.75 / 20) and image.get_extent() == list(extent)  # large z2 is at the top
+
+
+def test_loss_curves_show_the_history():
+    history = {"train_loss": [3.0, 2.0], "test_loss": [4.0, 3.0], "train_kl": [1.0, 1.0], "test_kl": [1.0, 2.0]}
+    figure = common.plot_losses(history, {"loss": "loss, nats", "kl": "KL"})
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss, nats", "KL"]
+    assert figure.axes[0].lines[1].get_ydata().tolist() == [4, 3] and figure.axes[1].lines[0].get_xdata().tolist() == [1, 2]
+
+
+# %% Models
+
+def test_shapes():
+    for n in (1, 2, 7):
+        x = torch.rand(n, 1, 28, 28)
+        for latent_dim in (1, 2, 5):
+            model = ae.Autoencoder(latent_dim=latent_dim)
+            assert model.encoder(x).shape == (n, latent_dim) and model(x).shape == x.shape
+        model = denoise_ae.DenoiseAE().eval()
+        assert model(x).shape == x.shape and model.encoder(x).shape[0] == n
+        assert model.encoder(x)[0].numel() < 784  # a bottleneck
+        for c in (None, torch.rand(n, 3)):
+            model = vae.myVAE(latent_dim=6, conditional_vec_dim=0 if c is None else 3)
+            for image in (x, x.flatten(1)):
+                x_hat, mu, logvar = model(image, c)
+                assert x_hat.shape == x.shape and mu.shape == logvar.shape == (n, 6)
+            assert model.decode(torch.randn(n, 6), c).shape == x.shape
+    assert denoise_ae.DenoiseAE()(torch.rand(1, 1, 28, 28)).shape == (1, 1, 28, 28)  # in training mode too
+
+
+def test_layers_are_what_was_asked():
+    kinds = [type(m).__name__ for m in ae.Autoencoder().modules()]
+    assert set(kinds) == {"Autoencoder", "Sequential", "Flatten", "Linear", "LeakyReLU", "Unflatten", "Sigmoid"}
+    assert isinstance(ae.Autoencoder().encoder[-1], torch.nn.Linear)
+    assert isinstance(ae.Autoencoder().decoder[-1], torch.nn.Sigmoid)
+    encoder = [type(m).__name__ for m in denoise_ae.DenoiseAE().encoder]
+    assert encoder == ["Conv2d", "BatchNorm2d", "LeakyReLU", "MaxPool2d"] * 3
+    decoder = [type(m).__name__ for m in denoise_ae.DenoiseAE().decoder]
+    assert decoder.count("ConvTranspose2d") == 3 and decoder[-1] == "Sigmoid"
+    assert isinstance(vae.myVAE().encoder, torch.nn.Sequential) and isinstance(vae.myVAE().decoder[-1], torch.nn.Sigmoid)
+    assert 12 <= vae.myVAE().latent_dim <= 18
+
+
+def test_parameter_budgets():
+    for script, budget in BUDGETS.items():
+        n = sum(p.numel() for p in MODELS[script]().parameters() if p.requires_grad)
+        assert budget / 2 < n <= budget, (script, n)
+
+
+def test_every_parameter_gets_a_gradient():
+    x = mnist()[0][:32]
+    for script, model_class in MODELS.items():
+        torch.manual_seed(0)
+        model = model_class()
+        loss_of(script, model, x).backward()
+        for name, p in model.named_parameters():
+            # A bias right before a batch normalization has gradient 0 by construction: there should be none.
+            assert p.grad is not None and p.grad.abs().max() > 1e-9, (script, name)
+
+
+def test_one_batch_can_be_overfitted():
+    x = mnist()[0][:8]
+    for script, model_class in MODELS.items():
+        torch.manual_seed(0)
+        model = model_class()
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        losses = []
+        for _ in range(150):
+            loss = loss_of(script, model, x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] * {"vae": 0.2}.get(script, 0.25), (script, losses[0], losses[-1])
+
+
+# %% Losses and evaluation
+
+def test_mse_is_the_mean_over_images_and_pixels():
+    x_hat, x = torch.rand(3, 1, 2, 2), torch.rand(3, 1, 2, 2)
+    by_hand = sum((a - b) ** 2 for a, b in zip(x_hat.flatten().tolist(), x.flatten().tolist())) / (3 * 4)
+    assert close(ae.criterion(x_hat, x), by_hand) and close(denoise_ae.criterion(x_hat, x), by_hand)
+    # Over a set that is no multiple of the evaluation's batches, the mean is over images, not over batches.
+    torch.manual_seed(0)
+    model, x = ae.Autoencoder(), torch.rand(1003, 1, 28, 28) * torch.linspace(0, 1, 1003).reshape(-1, 1, 1, 1)
+    assert close(ae.evaluate(model, x), ((model(x) - x) ** 2).mean().item())
+
+
+def test_pca_against_svd():
+    x_train, x_test = mnist()[0][:300], mnist()[2][:100]
+    train, test = x_train.flatten(1).double(), x_test.flatten(1).double()
+    _, _, v = torch.linalg.svd(train - train.mean(0), full_matrices=False)
+    for k in (1, 5):
+        x_hat = train.mean(0) + (test - train.mean(0)) @ v[:k].T @ v[:k]
+        assert close(ae.pca_mse(x_train, x_test, k), F.mse_loss(x_hat, test).item())
+    assert ae.pca_mse(x_train, x_test, 784) < 1e-12
+
+
+def test_noise():
+    torch.manual_seed(0)
+    grey = torch.full((200, 1, 28, 28), 0.5)
+    y = denoise_ae.add_noise(grey)
+    inside = (y > 0) & (y < 1)
+    assert y.min() == 0 and y.max() == 1 and abs(inside.float().mean() - 0.6827) < 0.01  # within one standard deviation
+    assert not torch.equal(y, denoise_ae.add_noise(grey))  # new noise at every call
+    fixed = [denoise_ae.add_noise(grey, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*fixed)
+
+
+def test_psnr_and_the_classical_denoiser():
+    x = torch.zeros(2, 1, 2, 2)
+    x_hat = torch.stack([torch.full((1, 2, 2), 0.1), torch.full((1, 2, 2), 0.01)])
+    assert close(denoise_ae.psnr_db(x_hat, x), (20 + 40) / 2)
+    x = mnist()[2][:200]
+    y = denoise_ae.add_noise(x, torch.Generator().manual_seed(0))
+    x_hat, sigma = denoise_ae.classical(x, y, y)
+    nothing, filtered = F.mse_loss(y, x), F.mse_loss(x_hat, x)
+    assert 0.105 < nothing < 0.125 and filtered < 0.4 * nothing and 0.5 < sigma < 2
+    blur = torchvision.transforms.functional.gaussian_blur
+    assert all(F.mse_loss(blur(y, 11, s), x) > filtered for s in (0.6, 0.8, 1.0, 1.2, 1.4, 1.6))  # contrast helps
+
+
+def test_bce_and_kl_against_independent_computations():
+    torch.manual_seed(0)
+    model = vae.myVAE(latent_dim=3)
+    x_hat, x = torch.rand(5, 1, 28, 28), torch.rand(5, 1, 28, 28)
+    mu, logvar = torch.randn(5, 3), torch.randn(5, 3)
+    bce = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()).double().sum(dim=(1, 2, 3)).mean()
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(mu, (0.5 * logvar).exp()), normal(0.0, 1.0))
+    assert close(model.kl_divergence(mu, logvar), kl)
+    assert close(model.loss_function(x_hat, x, mu, logvar), bce + kl.sum(1).mean())
+    assert close(vae.bce_floor(x), -(x * x.log() + (1 - x) * (1 - x).log()).sum().item() / 5, 1e-4)
+
+
+def test_loss_stays_finite_at_the_edges():
+    model = vae.myVAE(latent_dim=3)
+    x, wrong = torch.ones(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
+    assert torch.isfinite(model.loss_function(wrong, x, torch.zeros(2, 3), torch.zeros(2, 3)))
+    with torch.no_grad():
+        model.logvar_layer.bias.fill_(1e6)
+    x_hat, mu, logvar = model(x)
+    assert torch.isfinite(model.loss_function(x_hat, x, mu, logvar))
+
+
+def test_reparameterize():
+    torch.manual_seed(0)
+    model = vae.myVAE(latent_dim=2)
+    mu = torch.tensor([[1.0, -2.0]]).repeat(100000, 1).requires_grad_()
+    logvar = torch.tensor([[0.0, math.log(4)]]).repeat(100000, 1).requires_grad_()
+    z = model.reparameterize(mu, logvar)
+    assert close(z.mean(0), [1, -2], 0.02) and close(z.std(0), [1, 2], 0.02)
+    z.sum().backward()
+    assert close(mu.grad, 1)  # dz/dmu = 1, dz/dlogvar = (z - mu) / 2
+    assert close(logvar.grad, (z - mu) / 2)
+
+
+def test_importance_weighted_nll_against_quadrature():
+    torch.manual_seed(0)
+    model, x = vae.myVAE(latent_dim=1, hidden_dim=8), mnist()[2][:4]
+    with torch.no_grad():
+        model.decoder[0].weight.mul_(3)  # so that z matters
+        z = torch.linspace(-8, 8, 4001).unsqueeze(1)
+        x_hat = model.decode(z).flatten(1).double()
+        x_flat = x.flatten(1).double()
+        log_p_x = x_flat @ x_hat.log().T + (1 - x_flat) @ (1 - x_hat).log().T  # (4, 4001)
+        log_joint = log_p_x + torch.distributions.Normal(0, 1).log_prob(z).squeeze(1)
+        exact = -(torch.logsumexp(log_joint, dim=1) + math.log(16 / 4000)).mean()
+        spread = float(log_p_x.std())
+    assert spread > 1
+    assert abs(vae.importance_weighted_nll(model, x, 20000) - exact) < 0.02
+    test = vae.evaluate(model, x.repeat(250, 1, 1, 1))
+    assert test["loss"] > exact and close(test["bce"] + test["kl"], test["loss"])
+    assert close(sum(test["kl_per_dimension"]), test["kl"])
+
+
+# %% Whole runs
+
+def test_smoke_runs_write_every_file():
+    for script, module in SCRIPTS.items():
+        folder, metrics = smoke(script)
+        names = {"metrics.json", "summary.txt", "model.pt", *(f"{name}.png" for name in FIGURES[script].split())}
+        assert {p.name for p in folder.iterdir()} == names, script
+        for name in names:
+            if name.endswith(".png"):
+                image = matplotlib.image.imread(folder / name)
+                assert 900 <= image.shape[1] <= 1500 and image[..., :3].std() > 0.01, (script, name, image.shape)
+        assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+        for key in ("dataset", "n_train", "n_test", "n_parameters", "seed", "device", "seconds", "versions", "settings",
+                    "train_loss", "test_loss", "history"):
+            assert key in metrics, (script, key)
+        assert metrics["script"] == script and len(metrics["history"]["test_loss"]) == 2
+        assert f"Trainable params: {metrics['n_parameters']:,}" in (folder / "summary.txt").read_text()
+        for name in module.__doc__.split("Writes:")[1].split("Paper")[0].replace(",", " ").split():
+            assert not name.endswith(".png") or name in names, f"{script} promises {name}"
+
+
+def test_same_seed_same_numbers():
+    def numbers(metrics):
+        return {key: value for key, value in metrics.items() if key not in ("seconds", "settings")}
+
+    for script, module in SCRIPTS.items():
+        with tempfile.TemporaryDirectory() as tmp:
+            flags = ["--smoke", "--out-dir", tmp, *FLAGS.get(script, [])]
+            again, _, _, _ = quiet(module.main, flags)
+            assert numbers(again) == numbers(smoke(script)[1]), script
+    other, _, _, _ = quiet(ae.main, ["--smoke", "--seed", "1", "--out-dir", tempfile.mkdtemp()])
+    assert other["test_loss"] != smoke("ae")[1]["test_loss"]
+
+
+def test_saved_models_rebuild():
+    x = mnist()[2][:256]
+    for script, model_class in MODELS.items():
+        folder, metrics = smoke(script)
+        saved = torch.load(folder / "model.pt", weights_only=True)
+        model = model_class(**saved["config"])
+        model.load_state_dict(saved["state_dict"])
+        model.eval()
+        if script == "ae":
+            assert close(ae.evaluate(model, x), metrics["test_loss"])
+        elif script == "denoise_ae":
+            y = denoise_ae.add_noise(x, torch.Generator().manual_seed(0))
+            assert close(denoise_ae.evaluate(model, x, y), metrics["test_loss"])
+        elif script == "vae":
+            assert close(model.kl_divergence(*model.encode(x)).mean(0), metrics["test_kl_per_dimension"])
+
+
+def test_bad_input_is_one_line_and_harmless():
+    for script, module in SCRIPTS.items():
+        folder, _ = smoke(script)
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        out = ["--smoke", "--out-dir", str(folder.parent)]
+        blocked = folder / "metrics.json"  # a file where a folder should be
+        for flags in (["--batch-size", "0"], ["--lr", "-1"], ["--lr", "nan"], ["--latent-dim", "0"], ["--seed", "-1"],
+                      ["--hidden-dim", "x"], ["--device", "no-such-device"], ["--no-such-flag"],
+                      ["--out-dir", str(blocked)]):
+            _, status, _, err = quiet(module.main, out + flags)
+            assert status == 2 and err.count("\n") == 1 and err.startswith(f"{script}.py: error: "), (script, flags, err)
+            assert flags[0].strip("-") in err, (script, flags, err)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before, script
+
+
+def test_a_diverging_loss_stops_the_run():
+    for script, module in SCRIPTS.items():
+        with tempfile.TemporaryDirectory() as tmp:
+            _, status, _, err = quiet(module.main, ["--smoke", "--lr", "1e30", "--out-dir", tmp])
+            assert status == 1 and err.count("\n") == 1 and "--lr" in err, (script, status, err)
+            assert not any((Path(tmp) / script).iterdir())
+
+
+# %% The report
+
+def test_every_measured_number_is_what_a_run_measured():
+    """A number with a marker, 99.7<!--vae:test_loss-->, equals that key of report/vae/metrics.json as printed."""
+    count = 0
+    for page in (ROOT / "report.md", ROOT / "README.md"):
+        text = page.read_text()
+        markers = re.findall(r"([-\d.,]*\d)( ?%)?<!--(\w+):([\w.-]+)-->", text)
+        assert len(markers) == text.count("<!--"), f"a marker in {page.name} has no number right before it"
+        for printed, percent, script, key in markers:
+            value = json.loads((ROOT / "report" / script / "metrics.json").read_text())
+            for part in key.split("."):
+                value = value[int(part)] if isinstance(value, list) else value[part]
+            decimals = len(printed.partition(".")[2])
+            expected = f"{value * (100 if percent else 1):,.{decimals}f}"
+            assert printed.replace(",", "") == expected.replace(",", ""), f"{page.name}: {key} is {expected}, not {printed}"
+            count += 1
+    assert count > 50
+
+
+def test_links_and_formulas_of_the_pages_resolve():
+    for page in (ROOT / "report.md", ROOT / "README.md", ROOT / "data" / "README.md"):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for alt, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
+            if not target.startswith(("http", "#")):
+                assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+        assert re.sub(r"`[^`]*`", "", text).count("$") % 2 == 0, page.name
+
+
+def test_summaries_in_the_report_are_torchsummarys():
+    text = (ROOT / "report.md").read_text()
+    for script in SCRIPTS:
+        lines = (ROOT / "report" / script / "summary.txt").read_text().strip().splitlines()
+        rows = [line for line in lines if re.match(r" +\w+-\d+ ", line)]
+        assert rows and "\n".join(rows) in text, script
+
+
+if __name__ == "__main__":
+    passed = failed = 0
+    for test_name, test in [item for item in globals().items() if item[0].startswith("test_")]:
+        started = time.perf_counter()
+        try:
+            test()
+            passed += 1
+            verdict = "ok    "
+        except Exception:
+            failed += 1
+            verdict = "FAILED"
+            traceback.print_exc()
+        print(f"{verdict} {time.perf_counter() - started:5.1f} s  {test_name}", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(failed > 0)
