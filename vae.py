@@ -171,8 +171,8 @@ def bce_floor(x):
 # %% 4. Training
 
 def train(model, x_train, x_test, args):
-    """Minimises the loss with Adam; returns the history: lists of `train_loss`, `test_loss` and their parts `..._bce` and
-    `..._kl`, one entry an epoch, in nats per image.
+    """Minimises the loss with Adam; returns the history: lists of `train_loss`, `test_loss` and their parts `..._bce`
+    and `..._kl`, one entry an epoch, in nats per image.
 
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """

@@ -1,0 +1,419 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
+# ///
+"""Conditional VAE: say which digit, and get it, in as many handwritings as you like.
+
+The VAE of vae.py, with one change: encoder and decoder also see the label y, as a one-hot vector c. The decoder no
+longer needs z to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest:
+slant, width, stroke. So the same z under another label is another digit in the same handwriting.
+
+    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ]  >=  -1/N  sum of log p(x|c)   (nats)
+    x_hat = decoder([z, c]),   z ~ q(z|x,c) = N(mu, diag(exp(logvar))),   mu, logvar from encoder([x, c])
+
+What does the label buy? The same class without it (conditional_vec_dim=0, the model of vae.py) is trained beside it.
+And do the samples show what was asked for? A small convolutional classifier, trained on the real digits, is the judge.
+
+Run it:    python cvae.py              train, about five minutes on two CPU cores
+           python cvae.py --smoke      every line of it in seconds, on a few hundred images
+Writes:    runs/cvae/: metrics.json, summary.txt, model.pt, loss.png, digits.png and style.png.
+Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
+           NeurIPS 2015. Kingma, Rezende, Mohamed and Welling, Semi-supervised Learning with Deep Generative Models,
+           NeurIPS 2014, arXiv:1406.5298.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchsummary
+import torchvision
+from torch import nn
+
+import common
+
+# %% 1. Settings
+
+NAME = "cvae"
+N_CLASSES = 10
+IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x)
+
+# Without a usage line, an error is one line.
+parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0],
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument("--n-epochs", type=int, default=10, help="passes over the training set")
+parser.add_argument("--batch-size", type=int, default=128, help="images per update, N")
+# Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
+parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of Adam")
+parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hidden layers, H_d")
+parser.add_argument("--latent-dim", type=int, default=16, help="size of the latent vector, Z")
+parser.add_argument("--seed", type=int, default=0, help="same seed, same machine: same numbers")
+parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...; auto takes an accelerator if any")
+parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw (default: data/ beside the script)")
+parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
+parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
+parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
+
+
+def parse_args(argv=None):
+    """The command line, checked. Every error is one line on stderr and exit status 2."""
+    args = parser.parse_args(argv)
+    for name in ("n_epochs", "batch_size", "hidden_dim", "latent_dim"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < args.lr < math.inf:
+        parser.error("--lr must be a positive number")
+    if not 0 <= args.seed < 2**63:
+        parser.error("--seed must be a whole number from 0 to 2^63 - 1")
+    if args.device == "auto":
+        args.device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, AssertionError):
+        parser.error(f"--device {args.device} is not available here: try --device auto or --device cpu")
+    try:
+        (args.out_dir / NAME).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out_dir / NAME).close()
+    except OSError as error:
+        parser.error(f"cannot write to --out-dir {args.out_dir}: {error.strerror}")
+    return args
+
+
+# %% 2. Model
+
+class myVAE(nn.Module):
+    """Fully connected VAE (Kingma and Welling, arXiv:1312.6114); with conditional_vec_dim > 0 a conditional one (Sohn,
+    Lee and Yan, NeurIPS 2015): encoder and decoder then both see a condition c (N, C) beside x or z.
+
+    encoder: (N, H*W + C) -> (N, H_d), mu_layer and logvar_layer: (N, H_d) -> (N, Z),
+    decoder: (N, Z + C) -> (N, 1, H, W), the mean of each pixel, between 0 and 1.
+    """
+
+    def __init__(self, input_shape=(1, 28, 28), hidden_dim=512, latent_dim=16, conditional_vec_dim=0):
+        super().__init__()
+        n_pixels = math.prod(input_shape)
+        self.latent_dim, self.conditional_vec_dim = latent_dim, conditional_vec_dim
+        self.encoder = nn.Sequential(
+            nn.Linear(n_pixels + conditional_vec_dim, hidden_dim), nn.SiLU(),
+            nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
+        self.mu_layer = nn.Linear(hidden_dim, latent_dim)
+        self.logvar_layer = nn.Linear(hidden_dim, latent_dim)
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim + conditional_vec_dim, hidden_dim), nn.SiLU(),
+            nn.Linear(hidden_dim, hidden_dim), nn.SiLU(),
+            nn.Linear(hidden_dim, n_pixels), nn.Unflatten(1, input_shape), nn.Sigmoid())
+
+    def encode(self, x, c=None):
+        """x (N, 1, H, W) or (N, H*W), c (N, C) or None -> mu (N, Z), logvar (N, Z) of q(z|x, c)"""
+        x = x.flatten(1)
+        h = self.encoder(x if c is None else torch.cat([x, c], dim=1))  # (N, H_d)
+        # Why log-variance? A layer's output is any real number; its exp is always a valid variance, and the KL needs
+        # the log anyway. The clamp is far from what training uses; it keeps exp() finite if a step goes astray.
+        return self.mu_layer(h), self.logvar_layer(h).clamp(-20, 10)
+
+    def reparameterize(self, mu, logvar):
+        """z = mu + sigma * epsilon, epsilon ~ N(0, I): a sample of q(z|x) through which gradients reach mu and logvar
+        (Kingma and Welling, section 2.4). A sampler called with mu and sigma would not let them through."""
+        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+    def decode(self, z, c=None):
+        """z (N, Z), c (N, C) or None -> x_hat (N, 1, H, W)"""
+        return self.decoder(z if c is None else torch.cat([z, c], dim=1))
+
+    def forward(self, x, c=None):
+        """x (N, 1, H, W) or (N, H*W), c (N, C) or None -> x_hat (N, 1, H, W), mu (N, Z), logvar (N, Z)"""
+        mu, logvar = self.encode(x, c)
+        return self.decode(self.reparameterize(mu, logvar), c), mu, logvar
+
+    def kl_divergence(self, mu, logvar):
+        """KL(q(z|x) || N(0, I)) of each image and latent dimension, (N, Z), in nats (arXiv:1312.6114, appendix B).
+
+        The paper writes -KL, a term of the bound to be maximised; here it is a cost, hence the minus sign in front.
+        """
+        return -0.5 * (1 + logvar - mu**2 - logvar.exp())
+
+    def loss_function(self, x_hat, x, mu, logvar):
+        """The negative ELBO in nats per image, a scalar: BCE summed over pixels plus KL summed over latents, both
+        averaged over the batch. A mean over the pixels instead would silently weight the KL by their number, 784.
+        """
+        # A sigmoid can round to exactly 0 or 1, where log would be -inf and its gradient NaN.
+        x, x_hat = x.flatten(1), x_hat.flatten(1).clamp(1e-7, 1 - 1e-7)
+        bce = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()).sum(dim=1)  # (N,)
+        kl = self.kl_divergence(mu, logvar).sum(dim=1)  # (N,)
+        return (bce + kl).mean()
+
+
+# %% 3. Loss
+
+# `myVAE.loss_function` above: the condition changes what the encoder and the decoder see, and nothing in the loss.
+
+def one_hot(labels, n_classes=N_CLASSES):
+    """labels (N,), whole numbers below n_classes -> (N, n_classes) float, a 1 in the label's column, 0 elsewhere"""
+    return F.one_hot(labels, n_classes).float()
+
+
+def condition(model, y):
+    """The condition c (N, C) for labels y (N,); None for a model without one."""
+    return one_hot(y) if model.conditional_vec_dim else None
+
+
+# %% 4. Training
+
+def train(model, x_train, y_train, x_test, y_test, args):
+    """Minimises the loss with Adam; returns the history: lists of `train_loss`, `test_loss` and their parts `..._bce`
+    and `..._kl`, one entry an epoch, in nats per image.
+
+    `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
+    """
+    updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
+    history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
+    start = time.perf_counter()
+    for epoch in range(1, args.n_epochs + 1):
+        model.train()
+        total = total_kl = 0.0
+        for x, y in common.minibatches(args.batch_size, x_train, y_train):  # x (N, 1, H, W), y (N,)
+            x_hat, mu, logvar = model(x, condition(model, y))
+            loss = model.loss_function(x_hat, x, mu, logvar)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            total += loss.detach() * len(x)  # not .item(): that would make an accelerator wait at every update
+            total_kl += model.kl_divergence(mu, logvar).detach().sum()
+        loss, kl = float(total) / len(x_train), float(total_kl) / len(x_train)
+        if not math.isfinite(loss):
+            parser.exit(1, f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr\n")
+        test = evaluate(model, x_test, y_test)
+        for key, value in {"train_loss": loss, "train_bce": loss - kl, "train_kl": kl}.items():
+            history[key].append(value)
+        for part in ("loss", "bce", "kl"):
+            history[f"test_{part}"].append(test[part])
+        pace = (time.perf_counter() - start) / epoch
+        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {loss - kl:.2f} + kl {kl:.2f})   "
+              f"test {test['loss']:.2f}   {pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
+    return history
+
+
+# %% 5. Evaluation
+
+@torch.no_grad()
+def evaluate(model, x, y):
+    """The loss over all of x (n, 1, H, W) with labels y (n,), in nats per image: {loss, bce, kl}."""
+    model.eval()
+    total, kl = 0.0, 0.0
+    for batch, labels in zip(x.split(1000), y.split(1000)):
+        x_hat, mu, logvar = model(batch, condition(model, labels))
+        total += model.loss_function(x_hat, batch, mu, logvar) * len(batch)
+        kl += model.kl_divergence(mu, logvar).sum()
+    loss, kl = float(total) / len(x), float(kl) / len(x)
+    return {"loss": loss, "bce": loss - kl, "kl": kl}
+
+
+@torch.no_grad()
+def importance_weighted_nll(model, x, y, n_samples):
+    """Estimates -log p(x|c) in nats per image, the mean over x (n, 1, H, W) with labels y (n,) (Burda et al.,
+    arXiv:1509.00519, eq. 8).
+
+        log p(x|c)  ~  log 1/K sum over k of  p(x|z_k,c) p(z_k) / q(z_k|x,c),     z_1 ... z_K ~ q(z|x,c)
+
+    With K = 1 that is the ELBO; more samples bring it closer to log p(x), on average always from below. The weights
+    are of the order of e^-100 and would be 0 in float32, so everything stays in logs until `logsumexp`.
+    """
+    model.eval()
+    total = 0.0
+    size = max(1, 10000 // n_samples)
+    for batch, labels in zip(x.split(size), y.split(size)):
+        c = condition(model, labels)  # (n, C)
+        mu, logvar = model.encode(batch, c)  # (n, Z)
+        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (K, n, Z)
+        z = mu + torch.exp(0.5 * logvar) * epsilon
+        # The decoder without its sigmoid gives logits, from which the BCE is exact however sure the decoder is.
+        z_c = z if c is None else torch.cat([z, c.expand(n_samples, -1, -1)], dim=-1)  # (K, n, Z + C)
+        logits = model.decoder[:-1](z_c.flatten(0, 1)).reshape(n_samples, len(batch), -1)  # (K, n, H*W)
+        target = batch.flatten(1).expand_as(logits)
+        log_p_x = -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)  # (K, n)
+        # log p(z) - log q(z|x), both Gaussian: their constants (2 pi) cancel.
+        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # (K, n)
+        total += float((math.log(n_samples) - torch.logsumexp(log_p_x + log_ratio, dim=0)).sum())
+    return total / len(x)
+
+
+def latent_label_accuracy(model, x_train, y_train, x_test, y_test):
+    """Does z still carry the label? The test accuracy of a linear classifier (softmax regression) on mu (n, Z)."""
+    with torch.no_grad():
+        model.eval()
+        mu_train, mu_test = (model.encode(x, condition(model, y))[0] for x, y in ((x_train, y_train), (x_test, y_test)))
+        mean, std = mu_train.mean(0), mu_train.std(0) + 1e-6
+    linear = nn.Linear(model.latent_dim, N_CLASSES).to(x_train.device)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=100)  # convex and small: the whole set at once
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(linear((mu_train - mean) / std), y_train)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float((linear((mu_test - mean) / std).argmax(1) == y_test).float().mean())
+
+
+def train_judge(x_train, y_train):
+    """A small convolutional classifier of real digits, (N, 1, H, W) -> (N, 10) logits, to judge generated ones."""
+    judge = nn.Sequential(nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),  # (N, 16, 14, 14)
+                          nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(), nn.Flatten(),  # (N, 32 * 7 * 7)
+                          nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, N_CLASSES)).to(x_train.device)
+    epochs, batch_size = 4, 128
+    optimizer = torch.optim.Adam(judge.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * math.ceil(len(x_train) / 128))
+    for _ in range(epochs):
+        for x, y in common.minibatches(batch_size, x_train, y_train):
+            loss = F.cross_entropy(judge(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def judge_samples(model, judge, x_test, y_test):
+    """Asks the judge which digit each sample shows, of as many samples with the same labels as there are test images.
+
+    Returns {sample_accuracy, judge_test_accuracy (what it reaches on real digits), sample_std, test_std}; the last two
+    measure variety: a pixel's standard deviation within a digit, as the root mean square over pixels and digits.
+    """
+    def variety(images):
+        return float(torch.stack([images[y_test == d].var(0).mean() for d in y_test.unique()]).mean().sqrt())
+
+    def accuracy(images):
+        return float(torch.cat([judge(batch).argmax(1) for batch in images.split(1000)]).eq(y_test).float().mean())
+
+    samples = model.decode(torch.randn(len(y_test), model.latent_dim, device=x_test.device), one_hot(y_test))
+    return {"sample_accuracy": accuracy(samples), "judge_test_accuracy": accuracy(x_test),
+            "sample_std": variety(samples), "test_std": variety(x_test)}
+
+
+# %% 6. Figures
+
+@torch.no_grad()
+def make_figures(model, history, x_test, y_test):
+    """All figures, as {file name without ending: figure}."""
+    model.eval()
+    device = x_test.device
+    figures = {"loss": common.plot_losses(history, {"loss": "loss, nats per image", "bce": "BCE", "kl": "KL"})}
+    labels = torch.arange(N_CLASSES, device=device)
+
+    # Each row is one z from the prior, decoded under all ten labels.
+    z = torch.randn(8, model.latent_dim, device=device).repeat_interleave(N_CLASSES, dim=0)  # (80, Z)
+    figures["digits"] = common.plot_images(model.decode(z, one_hot(labels.repeat(8))).reshape(8, 10, 1, 28, 28),
+                                           [f"$z^{{({i + 1})}}$" for i in range(8)], labels.tolist(), width=7)
+
+    # Style transfer: the z of a test digit, decoded under all ten labels. The first test image of each digit.
+    first = torch.stack([(y_test == d).nonzero()[0, 0] for d in y_test.unique()])
+    mu, _ = model.encode(x_test[first], one_hot(y_test[first]))
+    rows = model.decode(mu.repeat_interleave(N_CLASSES, dim=0), one_hot(labels.repeat(len(first))))
+    gap = torch.ones(len(first), 1, 1, 28, 28, device=device)
+    figures["style"] = common.plot_images(
+        torch.cat([x_test[first].unsqueeze(1), gap, rows.reshape(len(first), 10, 1, 28, 28)], dim=1),
+        column_labels=["test digit", "", *labels.tolist()], width=7)
+    return figures
+
+
+# %% 7. Run
+
+def main(argv=None):
+    """Trains, evaluates, draws and writes; returns the metrics. argv: a list of flags, None for sys.argv[1:]."""
+    args = parse_args(argv)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    out_dir = args.out_dir / NAME
+    if not args.show:
+        matplotlib.use("Agg")  # draw to files only; needs no display
+    try:
+        x_train, y_train, x_test, y_test = common.load_mnist(args.data_dir, args.device)
+    except common.DataError as error:
+        parser.error(str(error))
+    if args.smoke:
+        x_train, y_train, x_test, y_test = x_train[:512], y_train[:512], x_test[:256], y_test[:256]
+        args.n_epochs = min(args.n_epochs, 2)
+
+    torch.manual_seed(args.seed)
+    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim, "conditional_vec_dim": N_CLASSES}
+    model = myVAE(**config).to(args.device)
+    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"myVAE with {n_parameters:,} parameters, {len(x_train):,} images, on {args.device}")
+
+    start = time.perf_counter()
+    history = train(model, x_train, y_train, x_test, y_test, args)
+    seconds = time.perf_counter() - start
+    print("the same without the label, for comparison")
+    torch.manual_seed(args.seed)
+    without = myVAE(**{**config, "conditional_vec_dim": 0}).to(args.device)
+    train(without, x_train, y_train, x_test, y_test, args)
+    print("evaluation: two estimates of the likelihood, a judge, two linear classifiers")
+
+    sets = x_train, y_train, x_test, y_test
+    test, test_without = evaluate(model, x_test, y_test), evaluate(without, x_test, y_test)
+    nll, nll_without = (importance_weighted_nll(m, x_test, y_test, IMPORTANCE_SAMPLES) for m in (model, without))
+    metrics = {
+        "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test),
+        "n_parameters": n_parameters, "n_epochs": args.n_epochs, "seed": args.seed, "device": args.device,
+        "seconds": seconds, "train_loss": evaluate(model, x_train, y_train)["loss"], "test_loss": test["loss"],
+        "test_bce": test["bce"], "test_kl": test["kl"], "test_nll_nats": nll,
+        "without_label": {"test_loss": test_without["loss"], "test_bce": test_without["bce"],
+                          "test_kl": test_without["kl"], "test_nll_nats": nll_without},
+        "label_saves_loss_nats": test_without["loss"] - test["loss"], "label_saves_nll_nats": nll_without - nll,
+        "latent_label_accuracy": latent_label_accuracy(model, *sets),
+        "without_label_latent_label_accuracy": latent_label_accuracy(without, *sets),
+        **judge_samples(model, train_judge(x_train, y_train), x_test, y_test),
+        "importance_samples": IMPORTANCE_SAMPLES, "history": history,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": torchvision.__version__, "numpy": np.__version__},
+        "settings": settings,
+    }
+    figures = make_figures(model, history, x_test, y_test)
+    summary = io.StringIO()
+    with contextlib.redirect_stdout(summary):  # torchsummary prints; it knows no devices but cpu and cuda
+        # Its line "Input size" is wrong for two inputs: it multiplies their sizes where it should add them.
+        torchsummary.summary(model.cpu(), [(28 * 28,), (N_CLASSES,)], device="cpu")
+
+    # Everything is ready: write it all, each file whole or not at all.
+    for name, figure in figures.items():
+        common.save_figure(figure, out_dir / f"{name}.png")
+    with common.replacing(out_dir / "summary.txt") as path:
+        Path(path).write_text(summary.getvalue())
+    with common.replacing(out_dir / "model.pt") as path:
+        torch.save({"config": config, "state_dict": model.state_dict()}, path)
+    with common.replacing(out_dir / "metrics.json") as path:
+        Path(path).write_text(json.dumps(metrics, indent=1) + "\n")
+
+    print(f"wrote {os.path.join(out_dir, '')}")
+    ok = {True: "ok", False: "missed"}
+    print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "
+          f"{n_parameters:,} parameters <= 1,500,000: {ok[n_parameters <= 1_500_000]}")
+    if args.show:
+        plt.show()
+    plt.close("all")
+    return metrics
+
+
+if __name__ == "__main__":
+    try:
+        main([] if "ipykernel" in sys.modules else None)  # in a notebook, sys.argv is the notebook's own
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{NAME}.py: stopped; results of earlier runs are untouched\n")
