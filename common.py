@@ -180,7 +180,7 @@ def minibatches(batch_size, *tensors, shuffle=True):
 def save_figure(figure, path):
     """Writes the figure to `path` (PNG, 150 dpi) by way of a temporary name."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
 
 
 def plot_losses(history, panels, xlabel="epoch"):
@@ -223,7 +223,8 @@ def plot_images(images, row_labels=(), column_labels=(), title=None, width=8, ax
     if axis is None:
         labels = 0.1 * width if any(row_labels) else 0
         height = (width - labels) * rows * (height_px + 2) / (columns * (width_px + 2))
-        figure, axis = plt.subplots(figsize=(width, height + 0.3 * bool(title) + 0.25 * bool(len(column_labels)) + 0.1))
+        lines = bool(title) + max((str(label).count("\n") + 1 for label in column_labels), default=0)
+        figure, axis = plt.subplots(figsize=(width, height + 0.2 * lines + 0.1))
     sheet = tile(images)
     axis.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.grid(False)

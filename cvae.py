@@ -365,10 +365,11 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     without = myVAE(**{**config, "conditional_vec_dim": 0}).to(args.device)
     train(without, x_train, y_train, x_test, y_test, args)
+    test_without = evaluate(without, x_test, y_test)  # first thing after training, as in vae.py: the same numbers
     print("evaluation: two estimates of the likelihood, a judge, two linear classifiers")
 
     sets = x_train, y_train, x_test, y_test
-    test, test_without = evaluate(model, x_test, y_test), evaluate(without, x_test, y_test)
+    test = evaluate(model, x_test, y_test)
     nll, nll_without = (importance_weighted_nll(m, x_test, y_test, IMPORTANCE_SAMPLES) for m in (model, without))
     metrics = {
         "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test),

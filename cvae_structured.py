@@ -339,7 +339,7 @@ def make_figures(model, baseline, history, x_test, y_test, visible, results):
     given = torch.where(visible, x, 0.5)
     figures["samples"] = common.plot_images(
         torch.cat([torch.stack([given, x], dim=1), answers], dim=1),
-        column_labels=["given", "original", "BaselineNN", *[""] * 4, "samples of the CVAE"])
+        column_labels=["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
 
     figure, axis = plt.subplots(figsize=(8, 3.6))
     for (quadrants, result), color in zip(results.items(), (common.BLUE, common.RED, common.GREEN)):
@@ -349,7 +349,8 @@ def make_figures(model, baseline, history, x_test, y_test, visible, results):
                      label=f"{quadrants} visible: BaselineNN")
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100))
-    axis.set(xlabel="k, samples", ylabel="MSE per unseen pixel", ylim=(0, None))
+    axis.set_xticks((), minor=True)
+    axis.set(xlabel="k, samples", ylabel="MSE per unseen pixel")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     figures["best_of_k"] = figure
     return figures

@@ -7,6 +7,7 @@ the metrics.json that it comes from.
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import math
@@ -28,17 +29,23 @@ matplotlib.use("Agg")
 
 import ae
 import common
+import cvae
+import cvae_structured
 import denoise_ae
 import vae
 
 ROOT = Path(__file__).resolve().parent
-MNIST_SCRIPTS = {"ae": ae, "denoise_ae": denoise_ae, "vae": vae}
-SCRIPTS = {**MNIST_SCRIPTS}
-MODELS = {"ae": ae.Autoencoder, "denoise_ae": denoise_ae.DenoiseAE, "vae": vae.myVAE}
-BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000}  # trainable parameters, from the assignment
-FLAGS = {"ae": ["--sweep"], "denoise_ae": ["--sweep"]}  # so that the smoke run goes through every line
+SCRIPTS = {"ae": ae, "denoise_ae": denoise_ae, "vae": vae, "cvae": cvae, "cvae_structured": cvae_structured}
+MODELS = {  # what builds each model as its script does
+    "ae": ae.Autoencoder, "denoise_ae": denoise_ae.DenoiseAE, "vae": vae.myVAE,
+    "cvae": functools.partial(cvae.myVAE, conditional_vec_dim=10),
+    "cvae_structured": functools.partial(cvae_structured.myVAE, conditional_vec_dim=196),
+}
+BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000, "cvae": 1_500_000}  # trainable parameters
+FLAGS = {"ae": ["--sweep"], "denoise_ae": ["--sweep"], "cvae_structured": ["--quadrants", "1", "3"]}  # go everywhere
 FIGURES = {"ae": "loss latent_space latent_space_images reconstructions sweep", "denoise_ae": "loss denoised sweep",
-           "vae": "loss samples variance walk traversals"}
+           "vae": "loss samples variance walk traversals", "cvae": "loss digits style",
+           "cvae_structured": "loss samples best_of_k"}
 
 
 # %% Helpers
@@ -64,7 +71,8 @@ def quiet(function, *args):
 def smoke(script):
     """Runs the script in smoke size, once; returns its output folder and the metrics that main returned."""
     out_dir = Path(tempfile.mkdtemp())
-    metrics, status, _, err = quiet(SCRIPTS[script].main, ["--smoke", "--out-dir", str(out_dir), *FLAGS.get(script, [])])
+    flags = ["--smoke", "--out-dir", str(out_dir), *FLAGS.get(script, [])]
+    metrics, status, _, err = quiet(SCRIPTS[script].main, flags)
     assert status == 0, err
     return out_dir / script, metrics
 
@@ -74,10 +82,12 @@ def close(a, b, tolerance=1e-5):
     return bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
 
 
-def loss_of(script, model, x):
-    """The script's training loss on a batch, with the condition that the script would give."""
-    if isinstance(model, vae.myVAE):
-        x_hat, mu, logvar = model(x)
+def loss_of(script, model, x, y):
+    """The script's training loss on a batch of images x and labels y, with the condition that the script would give."""
+    if script == "cvae_structured":
+        return cvae_structured.loss_parts(model, x, cvae_structured.quadrant_mask(1))[0]
+    if script in ("vae", "cvae"):
+        x_hat, mu, logvar = model(x, cvae.one_hot(y) if script == "cvae" else None)
         return model.loss_function(x_hat, x, mu, logvar)
     return SCRIPTS[script].criterion(model(x), x)
 
@@ -210,7 +220,12 @@ def test_latent_space_figures_correspond():
     colors = {tuple(c.get_offsets()[0]): c.get_facecolor()[0] for c in axis.collections if len(c.get_offsets())}
     assert close(colors[0.0, 12.0][:3], matplotlib.colors.to_rgb(common.DIGIT_COLORS[3]))
     asked = []
-    figure = common.plot_latent_space_images(lambda z: asked.append(z) or z[:, 1].reshape(-1, 1, 1, 1) / 20, extent, n=4)
+
+    def decode(z):  # one pixel an image, the brighter the larger z2
+        asked.append(z)
+        return z[:, 1].reshape(-1, 1, 1, 1) / 20
+
+    figure = common.plot_latent_space_images(decode, extent, n=4)
     points = asked[0]
     assert points.shape == (16, 2) and close(points[0], [-0.5, 18.75]) and close(points[-1], [2.5, 11.25])
     image = figure.axes[0].images[0]
@@ -221,7 +236,8 @@ def test_loss_curves_show_the_history():
     history = {"train_loss": [3.0, 2.0], "test_loss": [4.0, 3.0], "train_kl": [1.0, 1.0], "test_kl": [1.0, 2.0]}
     figure = common.plot_losses(history, {"loss": "loss, nats", "kl": "KL"})
     assert [axis.get_ylabel() for axis in figure.axes] == ["loss, nats", "KL"]
-    assert figure.axes[0].lines[1].get_ydata().tolist() == [4, 3] and figure.axes[1].lines[0].get_xdata().tolist() == [1, 2]
+    loss, kl = figure.axes
+    assert loss.lines[1].get_ydata().tolist() == [4, 3] and kl.lines[0].get_xdata().tolist() == [1, 2]
 
 
 # %% Models
@@ -253,7 +269,9 @@ def test_layers_are_what_was_asked():
     assert encoder == ["Conv2d", "BatchNorm2d", "LeakyReLU", "MaxPool2d"] * 3
     decoder = [type(m).__name__ for m in denoise_ae.DenoiseAE().decoder]
     assert decoder.count("ConvTranspose2d") == 3 and decoder[-1] == "Sigmoid"
-    assert isinstance(vae.myVAE().encoder, torch.nn.Sequential) and isinstance(vae.myVAE().decoder[-1], torch.nn.Sigmoid)
+    assert isinstance(vae.myVAE().encoder, torch.nn.Sequential)
+    assert isinstance(vae.myVAE().decoder, torch.nn.Sequential)
+    assert isinstance(vae.myVAE().decoder[-1], torch.nn.Sigmoid)
     assert 12 <= vae.myVAE().latent_dim <= 18
 
 
@@ -264,30 +282,30 @@ def test_parameter_budgets():
 
 
 def test_every_parameter_gets_a_gradient():
-    x = mnist()[0][:32]
-    for script, model_class in MODELS.items():
+    x, y = mnist()[0][:32], mnist()[1][:32]
+    for script, model_class in {**MODELS, "BaselineNN": cvae_structured.BaselineNN}.items():
         torch.manual_seed(0)
         model = model_class()
-        loss_of(script, model, x).backward()
+        loss_of("cvae_structured" if script == "BaselineNN" else script, model, x, y).backward()
         for name, p in model.named_parameters():
             # A bias right before a batch normalization has gradient 0 by construction: there should be none.
             assert p.grad is not None and p.grad.abs().max() > 1e-9, (script, name)
 
 
 def test_one_batch_can_be_overfitted():
-    x = mnist()[0][:8]
+    x, y = mnist()[0][:8], mnist()[1][:8]
     for script, model_class in MODELS.items():
         torch.manual_seed(0)
         model = model_class()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         losses = []
-        for _ in range(150):
-            loss = loss_of(script, model, x)
+        for _ in range(100):
+            loss = loss_of(script, model, x, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        assert losses[-1] < losses[0] * {"vae": 0.2}.get(script, 0.25), (script, losses[0], losses[-1])
+        assert losses[-1] < losses[0] * 0.3, (script, losses[0], losses[-1])
 
 
 # %% Losses and evaluation
@@ -371,6 +389,132 @@ def test_reparameterize():
     assert close(logvar.grad, (z - mu) / 2)
 
 
+def test_the_three_vaes_are_one():
+    sources = [inspect.getsource(module.myVAE) for module in (vae, cvae, cvae_structured)]
+    assert sources[0] == sources[1] == sources[2]
+    # Without a condition, cvae.py's training and evaluation are those of vae.py: same seed, same numbers.
+    plain, without = smoke("vae")[1], smoke("cvae")[1]["without_label"]
+    for key in ("test_loss", "test_bce", "test_kl"):
+        assert plain[key] == without[key], key
+
+
+def test_one_hot_condition():
+    assert cvae.one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    torch.manual_seed(0)
+    model, x, z = cvae.myVAE(conditional_vec_dim=10), mnist()[0][:1].repeat(10, 1, 1, 1), torch.zeros(10, 16)
+    c = cvae.one_hot(torch.arange(10))
+    for answers in (model.encode(x, c)[0], model.decode(z, c).flatten(1)):  # encoder and decoder both see the label
+        assert len(answers.unique(dim=0)) == 10
+    assert cvae.condition(vae.myVAE(), torch.arange(3)) is None
+
+
+def test_linear_classifier_on_mu():
+    class Fake:  # an "encoder" whose mu is the label in one-hot form, or noise
+        latent_dim, conditional_vec_dim = 10, 10
+
+        def __init__(self, knows):
+            self.knows = knows
+
+        def eval(self):
+            return self
+
+        def encode(self, x, c):
+            return (c + 0.01 * x[:, 0, 0, :10] if self.knows else torch.randn(len(x), 10)), None
+
+    torch.manual_seed(0)
+    sets = (mnist()[0][:2000], mnist()[1][:2000], mnist()[2][:1000], mnist()[3][:1000])
+    assert cvae.latent_label_accuracy(Fake(True), *sets) > 0.99
+    assert cvae.latent_label_accuracy(Fake(False), *sets) < 0.2
+
+
+def test_judging_of_samples():
+    class Fake:  # a "decoder" that marks the label as a white pixel in the first row, and draws a 0 for every third
+        latent_dim = 2
+
+        def decode(self, z, c):
+            images = torch.zeros(len(z), 1, 28, 28)
+            c = torch.where(torch.arange(len(c)).unsqueeze(1) % 3 == 0, cvae.one_hot(torch.zeros(len(c)).long()), c)
+            images[:, 0, 0, :10] = c
+            return images
+
+    y = torch.arange(1, 10).repeat(30)
+    real = torch.zeros(len(y), 1, 28, 28)
+    real[::2] = 1  # within every digit half of the images are white, half black
+    result = cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], real, y)
+    assert abs(result["sample_accuracy"] - 2 / 3) < 1e-6 and abs(result["judge_test_accuracy"]) < 1e-6
+    assert abs(result["test_std"] - 0.5) < 0.02 and result["sample_std"] < 0.1
+
+
+def test_quadrants():
+    masks = {quadrants: cvae_structured.quadrant_mask(quadrants) for quadrants in (1, 2, 3)}
+    assert [int(mask.sum()) for mask in masks.values()] == [196, 392, 588]
+    corners = {q: [bool(m[27, 0]), bool(m[0, 0]), bool(m[0, 27]), bool(m[27, 27])] for q, m in masks.items()}
+    assert corners == {1: [True, False, False, False], 2: [True, True, False, False], 3: [True, True, True, False]}
+    x = mnist()[0][:3]
+    c = cvae_structured.condition(x, masks[1])
+    assert torch.equal(c, x[:, 0, 14:, :14].flatten(1))
+
+
+def test_only_unseen_pixels_count():
+    torch.manual_seed(0)
+    x, visible = mnist()[0][:5], cvae_structured.quadrant_mask(2)
+    model = cvae_structured.myVAE(conditional_vec_dim=392)
+    baseline = cvae_structured.BaselineNN(conditional_vec_dim=392)
+    c, y = x[:, 0, :, :14].flatten(1), x[:, 0, :, 14:].flatten(1)
+
+    def bce(y_hat):
+        return F.binary_cross_entropy(y_hat[:, 0, :, 14:].flatten(1), y, reduction="sum") / 5
+
+    loss, kl = cvae_structured.loss_parts(baseline, x, visible)
+    assert close(loss.item(), bce(baseline(c)).item()) and kl == 0
+    state = torch.get_rng_state()
+    loss, kl = cvae_structured.loss_parts(model, x, visible)
+    torch.set_rng_state(state)
+    x_hat, mu, logvar = model(x, c)
+    assert close(kl.item(), model.kl_divergence(mu, logvar).sum().item() / 5)
+    assert close(loss.item(), (bce(x_hat) + kl).item())
+    n_decoder = sum(p.numel() for p in model.decoder.parameters())
+    n_baseline = sum(p.numel() for p in baseline.parameters())
+    assert 0.95 < n_baseline / n_decoder < 1.05  # of the same capacity
+
+
+def test_conditional_likelihood_against_quadrature():
+    torch.manual_seed(0)
+    x, visible = mnist()[2][:4], cvae_structured.quadrant_mask(1)
+    model = cvae_structured.myVAE(latent_dim=1, hidden_dim=8, conditional_vec_dim=196)
+    baseline = cvae_structured.BaselineNN(hidden_dim=8)
+    c, y = cvae_structured.condition(x, visible), x[:, 0, ~visible].double()
+    with torch.no_grad():
+        model.decoder[0].weight.mul_(3)  # so that z matters
+        z = torch.linspace(-8, 8, 2001).unsqueeze(1)
+        joint = []
+        for i in range(4):
+            y_hat = model.decode(z, c[i].expand(2001, -1))[:, 0, ~visible].double()  # (2001, 588)
+            log_p_y = (y[i] * y_hat.log() + (1 - y[i]) * (1 - y_hat).log()).sum(1)
+            joint.append(log_p_y + torch.distributions.Normal(0, 1).log_prob(z).squeeze(1))
+        exact = -(torch.logsumexp(torch.stack(joint), dim=1) + math.log(16 / 2000)).mean()
+        result = cvae_structured.measure(model, baseline, x, visible, 10000)
+        assert abs(result["importance_nll_nats"] - exact) < 0.03, (result["importance_nll_nats"], exact)
+        assert abs(result["monte_carlo_nll_nats"] - exact) < 0.03, (result["monte_carlo_nll_nats"], exact)
+        best = result["best_of_k_mse"]
+        assert best == sorted(best, reverse=True) and best[0] > best[-1]
+        assert close(result["baseline_mse"], ((baseline(c)[:, 0, ~visible] - y) ** 2).mean().item())
+        k = result["beats_baseline_at_k"]
+        assert best[-1] >= result["baseline_mse"] if k is None else best[k - 1] < result["baseline_mse"]
+        assert k is None or k == 1 or best[k - 2] >= result["baseline_mse"]
+        one_by_one = torch.stack([model.decode(torch.randn(4, 1), c)[:, 0, ~visible] for _ in range(2000)])
+        assert close(result["sample_std"], one_by_one.std(0).mean().item(), 0.03)
+        assert close(best[0], ((one_by_one - y) ** 2).mean().item(), 0.1)
+
+
+def test_shown_digits_are_picked_by_the_rule():
+    x, y = mnist()[2], mnist()[3]
+    torch.manual_seed(0)
+    visible = cvae_structured.quadrant_mask(1)
+    picked = cvae_structured.pick_images(cvae_structured.myVAE(conditional_vec_dim=196), x, y, visible)
+    assert y[picked].tolist() == [4, 9, 3, 5, 0, 1, 6, 7] and max(picked) < 1000
+
+
 def test_importance_weighted_nll_against_quadrature():
     torch.manual_seed(0)
     model, x = vae.myVAE(latent_dim=1, hidden_dim=8), mnist()[2][:4]
@@ -386,6 +530,11 @@ def test_importance_weighted_nll_against_quadrature():
     assert spread > 1
     assert abs(vae.importance_weighted_nll(model, x, 20000) - exact) < 0.02
     test = vae.evaluate(model, x.repeat(250, 1, 1, 1))
+    c = cvae.myVAE(latent_dim=1, hidden_dim=8, conditional_vec_dim=10)
+    c.decoder[0].weight.data.zero_()  # a decoder that ignores z and c: -log p(x|c) is its BCE, whatever q is
+    x_hat = c.decode(torch.zeros(4, 1), cvae.one_hot(torch.zeros(4).long()))
+    bce = F.binary_cross_entropy(x_hat, x, reduction="sum") / 4
+    assert abs(cvae.importance_weighted_nll(c, x, torch.arange(4), 20000) - bce) < 0.02
     assert test["loss"] > exact and close(test["bce"] + test["kl"], test["loss"])
     assert close(sum(test["kl_per_dimension"]), test["kl"])
 
@@ -395,7 +544,9 @@ def test_importance_weighted_nll_against_quadrature():
 def test_smoke_runs_write_every_file():
     for script, module in SCRIPTS.items():
         folder, metrics = smoke(script)
-        names = {"metrics.json", "summary.txt", "model.pt", *(f"{name}.png" for name in FIGURES[script].split())}
+        extra = {"baseline.pt"} if script == "cvae_structured" else set()
+        pictures = {f"{name}.png" for name in FIGURES[script].split()}
+        names = {"metrics.json", "summary.txt", "model.pt", *extra, *pictures}
         assert {p.name for p in folder.iterdir()} == names, script
         for name in names:
             if name.endswith(".png"):
@@ -405,6 +556,7 @@ def test_smoke_runs_write_every_file():
         for key in ("dataset", "n_train", "n_test", "n_parameters", "seed", "device", "seconds", "versions", "settings",
                     "train_loss", "test_loss", "history"):
             assert key in metrics, (script, key)
+        assert set(metrics["settings"]) >= {"n_epochs", "batch_size", "lr", "hidden_dim", "latent_dim", "seed"}
         assert metrics["script"] == script and len(metrics["history"]["test_loss"]) == 2
         assert f"Trainable params: {metrics['n_parameters']:,}" in (folder / "summary.txt").read_text()
         for name in module.__doc__.split("Writes:")[1].split("Paper")[0].replace(",", " ").split():
@@ -412,8 +564,10 @@ def test_smoke_runs_write_every_file():
 
 
 def test_same_seed_same_numbers():
-    def numbers(metrics):
-        return {key: value for key, value in metrics.items() if key not in ("seconds", "settings")}
+    def numbers(value):  # all but the times and the output folder
+        if isinstance(value, dict):
+            return {key: numbers(part) for key, part in value.items() if "seconds" not in str(key) and key != "out_dir"}
+        return value
 
     for script, module in SCRIPTS.items():
         with tempfile.TemporaryDirectory() as tmp:
@@ -439,6 +593,16 @@ def test_saved_models_rebuild():
             assert close(denoise_ae.evaluate(model, x, y), metrics["test_loss"])
         elif script == "vae":
             assert close(model.kl_divergence(*model.encode(x)).mean(0), metrics["test_kl_per_dimension"])
+        elif script == "cvae":
+            mu, logvar = model.encode(x, cvae.one_hot(mnist()[3][:256]))
+            assert close(model.kl_divergence(mu, logvar).sum(1).mean(), metrics["test_kl"])
+        elif script == "cvae_structured":
+            saved = torch.load(folder / "baseline.pt", weights_only=True)
+            baseline = cvae_structured.BaselineNN(**saved["config"])
+            baseline.load_state_dict(saved["state_dict"])
+            loss = cvae_structured.evaluate(baseline, x, cvae_structured.quadrant_mask(1))["loss"]
+            assert close(loss, metrics["baseline_nll_nats"])
+            assert model.decode(torch.zeros(2, 16), x[:2, 0, 14:, :14].flatten(1)).shape == (2, 1, 28, 28)
 
 
 def test_bad_input_is_one_line_and_harmless():
@@ -451,7 +615,8 @@ def test_bad_input_is_one_line_and_harmless():
                       ["--hidden-dim", "x"], ["--device", "no-such-device"], ["--no-such-flag"],
                       ["--out-dir", str(blocked)]):
             _, status, _, err = quiet(module.main, out + flags)
-            assert status == 2 and err.count("\n") == 1 and err.startswith(f"{script}.py: error: "), (script, flags, err)
+            assert status == 2 and err.count("\n") == 1, (script, flags, err)
+            assert err.startswith(f"{script}.py: error: "), (script, flags, err)
             assert flags[0].strip("-") in err, (script, flags, err)
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before, script
 
@@ -479,7 +644,7 @@ def test_every_measured_number_is_what_a_run_measured():
                 value = value[int(part)] if isinstance(value, list) else value[part]
             decimals = len(printed.partition(".")[2])
             expected = f"{value * (100 if percent else 1):,.{decimals}f}"
-            assert printed.replace(",", "") == expected.replace(",", ""), f"{page.name}: {key} is {expected}, not {printed}"
+            assert printed.replace(",", "") == expected.replace(",", ""), f"{script}:{key} is {expected}, not {printed}"
             count += 1
     assert count > 50
 

@@ -267,7 +267,7 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
     wide = model.decode(model.reparameterize(mu, logvar + math.log(20))).reshape(2, 12, 1, 28, 28)
     original = x_test[:1].expand(4, 1, 1, 28, 28)
     figures["variance"] = common.plot_images(
-        torch.cat([original, torch.cat([once, wide])], dim=1), ["variance", "x 1", "variance", "x 20"],
+        torch.cat([original, torch.cat([once, wide])], dim=1), ["variance x 1", "", "variance x 20", ""],
         ["original"] + [""] * 12)
 
     # From a test digit to another in a straight line between their means.
@@ -283,13 +283,13 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
     # Each latent dimension from -3 to 3 standard deviations of the prior, the others kept at one digit's mean.
     mu, _ = model.encode(x_test[:1])
     order = sorted(range(model.latent_dim), key=lambda i: -kl_per_dimension[i])
-    values = torch.linspace(-3, 3, 11, device=device)
+    values = [-3, -2.4, -1.8, -1.2, -0.6, 0, 0.6, 1.2, 1.8, 2.4, 3]
     z = mu.repeat(len(order), 11, 1)  # (Z, 11, Z)
     for row, i in enumerate(order):
-        z[row, :, i] = values
+        z[row, :, i] = torch.tensor(values, device=device)
     figures["traversals"] = common.plot_images(
         model.decode(z.flatten(0, 1)).reshape(len(order), 11, 1, 28, 28),
-        [f"$z_{{{i + 1}}}$: {kl_per_dimension[i]:.2f}" for i in order], [f"{v:.1f}" for v in values.tolist()])
+        [f"$z_{{{i + 1}}}$: {kl_per_dimension[i]:.2f}" for i in order], values)
     return figures
 
 
