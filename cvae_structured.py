@@ -66,13 +66,12 @@ parser.add_argument("--show", action="store_true", help="open the figures in win
 parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
 parser.add_argument("--quadrants", type=int, nargs="+", choices=(1, 2, 3), default=[1], metavar="Q",
                     help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
-parser.add_argument("--baseline-epochs", type=int, default=8, help="passes over the training set for BaselineNN")
 
 
 def parse_args(argv=None):
     """The command line, checked. Every error is one line on stderr and exit status 2."""
     args = parser.parse_args(argv)
-    for name in ("n_epochs", "baseline_epochs", "batch_size", "hidden_dim", "latent_dim"):
+    for name in ("n_epochs", "batch_size", "hidden_dim", "latent_dim"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < args.lr < math.inf:
@@ -209,19 +208,19 @@ def loss_parts(model, x, visible):
 
 # %% 4. Training
 
-def train(model, x_train, x_test, visible, n_epochs, args):
+def train(model, x_train, x_test, visible, args):
     """Minimises the loss of a CVAE or a BaselineNN with Adam; returns the history: lists of `train_loss`, `test_loss`
     and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image.
 
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """
-    updates = n_epochs * math.ceil(len(x_train) / args.batch_size)
+    updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
     history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
     start = time.perf_counter()
-    for epoch in range(1, n_epochs + 1):
+    for epoch in range(1, args.n_epochs + 1):
         model.train()
         total = total_kl = 0.0
         for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
@@ -241,8 +240,8 @@ def train(model, x_train, x_test, visible, n_epochs, args):
         for part in ("loss", "bce", "kl"):
             history[f"test_{part}"].append(test[part])
         pace = (time.perf_counter() - start) / epoch
-        print(f"epoch {epoch:2d}/{n_epochs}   loss {loss:.2f} (bce {loss - kl:.2f} + kl {kl:.2f})   "
-              f"test {test['loss']:.2f}   {pace:.1f} s   eta {pace * (n_epochs - epoch):.0f} s", flush=True)
+        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {loss - kl:.2f} + kl {kl:.2f})   "
+              f"test {test['loss']:.2f}   {pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
@@ -371,10 +370,10 @@ def run(quadrants, x_train, x_test, args):
     print(f"BaselineNN with {n_baseline:,} parameters, {quadrants} of 4 quadrants visible, {len(x_train):,} images, "
           f"on {args.device}")
     baseline_start = time.perf_counter()
-    baseline_history = train(baseline, x_train, x_test, visible, args.baseline_epochs, args)
+    baseline_history = train(baseline, x_train, x_test, visible, args)
     print(f"myVAE with {n_parameters:,} parameters, {n_decoder:,} of them in its decoder")
     start = time.perf_counter()
-    history = train(model, x_train, x_test, visible, args.n_epochs, args)
+    history = train(model, x_train, x_test, visible, args)
     seconds = time.perf_counter() - start
     metrics = {
         "n_parameters": n_parameters, "n_decoder_parameters": n_decoder, "n_baseline_parameters": n_baseline,
@@ -403,7 +402,7 @@ def main(argv=None):
         parser.error(str(error))
     if args.smoke:
         x_train, x_test, y_test = x_train[:512], x_test[:256], y_test[:256]
-        args.n_epochs, args.baseline_epochs = min(args.n_epochs, 2), min(args.baseline_epochs, 2)
+        args.n_epochs = min(args.n_epochs, 2)
 
     runs = {quadrants: run(quadrants, x_train, x_test, args) for quadrants in args.quadrants}
     (model, baseline), (config, baseline_config), first = runs[args.quadrants[0]]

@@ -341,6 +341,25 @@ def test_noise():
     assert torch.equal(*fixed)
 
 
+def test_training_noise_is_new_in_every_batch_and_the_target_clean():
+    x, seen = mnist()[0][:6], []
+    original = denoise_ae.criterion
+    model = denoise_ae.DenoiseAE()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]) if model.training else None)
+    targets = []
+    denoise_ae.criterion = lambda x_hat, target: targets.append(target) or original(x_hat, target)
+    try:
+        args = denoise_ae.parse_args(["--n-epochs", "2", "--batch-size", "10", "--out-dir", tempfile.mkdtemp()])
+        quiet(denoise_ae.train, model, x, x, x, args)
+    finally:
+        denoise_ae.criterion = original
+    assert len(seen) == 2
+    for noisy, clean in zip(seen, targets[::2]):  # the targets between are the evaluation's
+        assert sorted(clean.flatten(1).sum(1).tolist()) == sorted(x.flatten(1).sum(1).tolist())
+        assert 0.08 < F.mse_loss(noisy, clean) < 0.14  # what the noise costs, after clipping
+    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)
+
+
 def test_psnr_and_the_classical_denoiser():
     x = torch.zeros(2, 1, 2, 2)
     x_hat = torch.stack([torch.full((1, 2, 2), 0.1), torch.full((1, 2, 2), 0.01)])
@@ -508,11 +527,22 @@ def test_conditional_likelihood_against_quadrature():
 
 
 def test_shown_digits_are_picked_by_the_rule():
-    x, y = mnist()[2], mnist()[3]
+    class Fake:  # samples differ the more, the brighter the first visible pixel is
+        latent_dim = 2
+
+        def decode(self, z, c):
+            return (z[:, 0] * c[:, 0]).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+
     torch.manual_seed(0)
-    visible = cvae_structured.quadrant_mask(1)
-    picked = cvae_structured.pick_images(cvae_structured.myVAE(conditional_vec_dim=196), x, y, visible)
-    assert y[picked].tolist() == [4, 9, 3, 5, 0, 1, 6, 7] and max(picked) < 1000
+    y, brightness = torch.randint(10, (1200,)), torch.rand(1200).round(decimals=1) + 0.1
+    difficult, easy = {4: 70, 9: 71, 3: 72, 5: 73}, {0: 80, 1: 81, 6: 82, 7: 83}
+    for where, value in ((difficult, 5.0), (easy, 0.0)):
+        for digit, index in where.items():
+            y[index], brightness[index] = digit, value
+    brightness[1100:], x = 9.0, torch.zeros(1200, 1, 28, 28)  # outside the first 1000: not looked at
+    x[:, 0, 14, 0] = brightness
+    picked = cvae_structured.pick_images(Fake(), x, y, cvae_structured.quadrant_mask(1))
+    assert picked == [*difficult.values(), *easy.values()]
 
 
 def test_importance_weighted_nll_against_quadrature():
