@@ -225,10 +225,8 @@ def make_figures(model, history, x_test, y_test, sweep_results):
 
     z = model.encoder(x_test)  # (n, Z)
     if z.shape[1] == 2:
-        # The plane's middle 99 %: a few stray points would otherwise leave most of both figures empty.
-        low, high = torch.quantile(z.cpu(), torch.tensor([0.005, 0.995]), dim=0)
-        margin = 0.05 * (high - low)
-        extent = [*torch.stack([low - margin, high + margin], dim=1).flatten().tolist()]
+        # The middle 94 % along each axis: a few far points would otherwise squeeze the crowd into a corner.
+        extent = torch.quantile(z.cpu(), torch.tensor([0.03, 0.97]), dim=0).T.flatten().tolist()
         figures["latent_space"] = common.plot_latent_space(z, y_test, extent)
         figures["latent_space_images"] = common.plot_latent_space_images(
             lambda points: model.decoder(points.to(z.device)), extent)

@@ -12,6 +12,7 @@ those of `ToTensor`: float32, channels first, divided by 255.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -186,20 +187,26 @@ def save_figure(figure, path):
 def plot_losses(history, panels, xlabel="epoch"):
     """Learning curves side by side, one panel for each part of the loss; returns the figure.
 
+    The first tenth of a run may leave its panel at the top: it would squeeze all that follows into a flat line.
+
     history: dict of equally long lists: `train_<key>` and `test_<key>` for every panel (one of the two may be
         missing), and `xlabel` if the x axis is not simply 1, 2, 3, ...
     panels: dict from key to the panel's y label, such as {"loss": "MSE per pixel"}.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.2), squeeze=False)
     for axis, (key, label) in zip(axes[0], panels.items()):
+        settled = []
         for which, color, style in (("train", BLUE, "-"), ("test", ORANGE, "--")):
             values = history.get(f"{which}_{key}", [])
             steps = history.get(xlabel, range(1, len(values) + 1))
             if values:
                 axis.plot(steps, values, style, color=color, label=which, marker="o" if len(values) < 30 else None,
                           markersize=3)
+                settled += values[math.ceil(len(values) / 10) if len(values) > 4 else 0:]
         axis.set(xlabel=xlabel, ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
+        margin = 0.05 * (max(settled) - min(settled))
+        axis.set_ylim(min(settled) - margin, max(settled) + margin)
         axis.legend()
     return figure
 
@@ -244,7 +251,7 @@ def plot_latent_space(z, y, extent=None, title=None):
     extent: (left, right, bottom, top) to show; None shows all points.
     """
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
-    figure, axis = plt.subplots(figsize=(8, 6.4))
+    figure, axis = plt.subplots(figsize=(8, 6.7))
     for digit, color in enumerate(DIGIT_COLORS):
         axis.scatter(*z[y == digit].T, s=5, color=color, alpha=0.6, linewidths=0, label=str(digit))
     for digit in np.unique(y):  # the number on its cluster: nobody has to tell ten colours apart by the legend alone
@@ -254,27 +261,28 @@ def plot_latent_space(z, y, extent=None, title=None):
     axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
     if extent is not None:
         axis.set(xlim=extent[:2], ylim=extent[2:])
-    legend = axis.legend(title="digit", markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = axis.legend(markerscale=4, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=10, columnspacing=1.2,
+                         handletextpad=0.1)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
     return figure
 
 
-def plot_latent_space_images(decode, extent, n=24, title=None):
+def plot_latent_space_images(decode, extent, rows=20, columns=25, title=None):
     """What the decoder makes of each point of the latent plane; returns the figure.
 
-    decode: maps (n * n, 2) points to (n * n, 1, H, W) images in [0, 1].
+    decode: maps (rows * columns, 2) points to (rows * columns, 1, H, W) images in [0, 1].
     extent: (left, right, bottom, top) of the plane: with the extent that `plot_latent_space` shows, the two figures
         correspond point by point.
     """
     left, right, bottom, top = extent
-    step_x, step_y = (right - left) / n, (top - bottom) / n
-    xs = torch.linspace(left + step_x / 2, right - step_x / 2, n)
-    ys = torch.linspace(top - step_y / 2, bottom + step_y / 2, n)  # images run downwards, the z2 axis upwards
+    step_x, step_y = (right - left) / columns, (top - bottom) / rows
+    xs = torch.linspace(left + step_x / 2, right - step_x / 2, columns)
+    ys = torch.linspace(top - step_y / 2, bottom + step_y / 2, rows)  # images run downwards, the z2 axis upwards
     grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
-    images = decode(torch.stack([grid_x, grid_y], dim=-1).reshape(n * n, 2))
+    images = decode(torch.stack([grid_x, grid_y], dim=-1).reshape(rows * columns, 2))
     figure, axis = plt.subplots(figsize=(8, 6.4))
-    axis.imshow(tile(images.reshape(n, n, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
+    axis.imshow(tile(images.reshape(rows, columns, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
                 extent=extent, aspect="auto")
     axis.grid(False)
     axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)

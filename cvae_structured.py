@@ -52,7 +52,7 @@ N_SAMPLES = 100  # per test image, for the estimates of the likelihood and for b
 # Without a usage line, an error is one line.
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-parser.add_argument("--n-epochs", type=int, default=10, help="passes over the training set")
+parser.add_argument("--n-epochs", type=int, default=15, help="passes over the training set")
 parser.add_argument("--batch-size", type=int, default=128, help="images per update, N")
 # Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
 parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of Adam")
@@ -200,7 +200,8 @@ def loss_parts(model, x, visible):
     c = condition(x, visible)
     if isinstance(model, BaselineNN):
         y, y_hat = x[:, 0, ~visible], model(c)[:, 0, ~visible].clamp(1e-7, 1 - 1e-7)  # (N, H*W - C)
-        return -(y * y_hat.log() + (1 - y) * (1 - y_hat).log()).sum(dim=1).mean(), torch.zeros(())
+        loss = -(y * y_hat.log() + (1 - y) * (1 - y_hat).log()).sum(dim=1).mean()
+        return loss, torch.zeros_like(loss)
     x_hat, mu, logvar = model(x, c)
     loss = model.loss_function(unseen(x_hat, visible), unseen(x, visible), mu, logvar)
     return loss, model.kl_divergence(mu, logvar).sum(dim=1).mean()

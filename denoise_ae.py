@@ -45,7 +45,7 @@ import common
 
 NAME = "denoise_ae"
 NOISE_STD = 0.5  # pixels lie between 0 and 1: this is heavy
-SWEEP = (2, 4, 8, 16)  # bottleneck channels of --sweep
+SWEEP = (2, 6, 16)  # bottleneck channels of --sweep
 
 # Without a usage line, an error is one line.
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0],
