@@ -533,11 +533,11 @@ def test_shown_digits_are_picked_by_the_rule():
         latent_dim = 2
 
         def decode(self, z, c):
-            return (z[:, 0] * c[:, 0]).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+            return (0.5 + 0.01 * z[:, 0] * c[:, 0]).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
 
     torch.manual_seed(0)
     y, brightness = torch.randint(10, (1200,)), torch.rand(1200).round(decimals=1) + 0.1
-    difficult, easy = {4: 70, 9: 71, 3: 72, 5: 73}, {0: 80, 1: 81, 6: 82, 7: 83}
+    difficult, easy = {4: 70, 9: 71, 3: 72, 5: 73}, {0: 80, 1: 81, 7: 83}
     for where, value in ((difficult, 5.0), (easy, 0.0)):
         for digit, index in where.items():
             y[index], brightness[index] = digit, value

@@ -332,6 +332,7 @@ def main(argv=None):
                      "torchvision": torchvision.__version__, "numpy": np.__version__},
         "settings": settings,
     }
+    torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
     figures = make_figures(model, history, x_test, y_test, metrics["test_kl_per_dimension"])
     summary = io.StringIO()
     with contextlib.redirect_stdout(summary):  # torchsummary prints; it knows no devices but cpu and cuda
