@@ -10,7 +10,7 @@ find out how digits vary, and images that look alike come to lie close together 
 
     L = 1 / (N H W)  sum over images and pixels of (x_hat - x)^2,     x_hat = decoder(encoder(x))
 
-Run it:    python ae.py              train, about a minute on two CPU cores
+Run it:    python ae.py              train, about two minutes on two CPU cores
            python ae.py --sweep      then train other latent sizes too, and compare each with PCA
            python ae.py --smoke      every line of it in seconds, on a few hundred images
 Writes:    runs/ae/: metrics.json, summary.txt, model.pt, loss.png, latent_space.png, latent_space_images.png,

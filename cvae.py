@@ -368,7 +368,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     without = myVAE(**{**config, "conditional_vec_dim": 0}).to(args.device)
     train(without, x_train, y_train, x_test, y_test, args)
-    test_without = evaluate(without, x_test, y_test)  # first thing after training, as in vae.py: the same numbers
+    test_without = evaluate(without, x_test, y_test)  # at once, as in vae.py: its numbers, to the last digit
     print("evaluation: two estimates of the likelihood, a judge, two linear classifiers")
 
     sets = x_train, y_train, x_test, y_test

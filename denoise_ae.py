@@ -11,7 +11,7 @@ batch: the network never sees the same noisy image twice and cannot learn it by 
     y = clip(x + 0.5 * epsilon, 0, 1),   epsilon ~ N(0, I)
     L = 1 / (N H W)  sum over images and pixels of (x_hat - x)^2,     x_hat = decoder(encoder(y))
 
-Run it:    python denoise_ae.py              train, about 4 minutes on two CPU cores
+Run it:    python denoise_ae.py              train, about five minutes on two CPU cores
            python denoise_ae.py --sweep      then train other bottleneck sizes too
            python denoise_ae.py --smoke      every line of it in seconds, on a few hundred images
 Writes:    runs/denoise_ae/: metrics.json, summary.txt, model.pt, loss.png, denoised.png, and sweep.png with --sweep.

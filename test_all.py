@@ -412,9 +412,9 @@ def test_the_three_vaes_are_one():
     sources = [inspect.getsource(module.myVAE) for module in (vae, cvae, cvae_structured)]
     assert sources[0] == sources[1] == sources[2]
     # Without a condition, cvae.py's training and evaluation are those of vae.py: same seed, same numbers.
-    latent_dim = str(smoke("cvae")[1]["settings"]["latent_dim"])
-    plain, _, _, _ = quiet(vae.main, ["--smoke", "--latent-dim", latent_dim, "--out-dir", tempfile.mkdtemp()])
-    without = smoke("cvae")[1]["without_label"]
+    settings, without = smoke("cvae")[1]["settings"], smoke("cvae")[1]["without_label"]
+    flags = [f"--{name}={settings[name.replace('-', '_')]}" for name in ("latent-dim", "batch-size", "lr")]
+    plain, _, _, _ = quiet(vae.main, ["--smoke", *flags, "--out-dir", tempfile.mkdtemp()])
     for key in ("test_loss", "test_bce", "test_kl"):
         assert plain[key] == without[key], key
 
