@@ -460,10 +460,11 @@ def test_judging_of_samples():
 
     y = torch.arange(1, 10).repeat(30)
     real = torch.zeros(len(y), 1, 28, 28)
-    real[::2] = 1  # within every digit half of the images are white, half black
+    real[::2] = 1  # within every digit half of the images are white, half black,
+    real[y == 5] = 1  # but all of the fives are white: their variance is 0, that of the others 1/4 (times 30/29)
     result = cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], real, y)
     assert abs(result["sample_accuracy"] - 2 / 3) < 1e-6 and abs(result["judge_test_accuracy"]) < 1e-6
-    assert abs(result["test_std"] - 0.5) < 0.02 and result["sample_std"] < 0.1
+    assert close(result["test_std"], math.sqrt(8 / 9 * 0.25 * 30 / 29)) and result["sample_std"] < 0.1
 
 
 def test_quadrants():
@@ -507,6 +508,8 @@ def test_conditional_likelihood_against_quadrature():
     c, y = cvae_structured.condition(x, visible), x[:, 0, ~visible].double()
     with torch.no_grad():
         model.decoder[0].weight.mul_(3)  # so that z matters
+        model.mu_layer.bias.fill_(0.5)  # and q(z|x,c) is not the prior
+        model.logvar_layer.bias.fill_(-0.3)
         z = torch.linspace(-8, 8, 2001).unsqueeze(1)
         joint = []
         for i in range(4):
@@ -569,6 +572,7 @@ def test_importance_weighted_nll_against_quadrature():
     assert abs(cvae.importance_weighted_nll(c, x, torch.arange(4), 20000) - bce) < 0.02
     assert test["loss"] > exact and close(test["bce"] + test["kl"], test["loss"])
     assert close(sum(test["kl_per_dimension"]), test["kl"])
+    assert close(test["kl"], model.kl_divergence(*model.encode(x)).sum(1).mean().item())
 
 
 # %% Whole runs
