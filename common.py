@@ -34,7 +34,7 @@ NETWORK_TIMEOUT = 20  # seconds of silence after which a download is given up
 # Visualization, 2021, arXiv:2107.02270. Digit d has DIGIT_COLORS[d] in every figure.
 DIGIT_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
                 "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"  # Okabe and Ito, for lines
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito, for lines
 plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "axes.spines.top": False,
                      "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
                      "figure.constrained_layout.use": True})

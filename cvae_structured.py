@@ -18,7 +18,7 @@ Run it:    python cvae_structured.py                      one quarter, under thr
 Writes:    runs/cvae_structured/: metrics.json, summary.txt, loss.png, samples.png, best_of_k.png, and the weights
            model.pt and baseline.pt. Where a file can show only one model, it is that of the first of --quadrants.
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
-           NeurIPS 2015, section 5.1. Pyro's tutorial on it measures the same quantity for the same split.
+           NeurIPS 2015, section 5.1; report.md also quotes the numbers of Pyro's tutorial on it.
 """
 
 import argparse
