@@ -221,17 +221,14 @@ def tile(images, pad=2):
     return sheet[:-pad, :-pad].numpy() if pad else sheet.numpy()
 
 
-def plot_images(images, row_labels=(), column_labels=(), title=None, width=8, axis=None):
-    """A grid of images, (R, C, ch, H, W) in [0, 1], with an optional label for each row and column.
-
-    Draws into `axis` where one is given; returns the figure.
+def plot_images(images, row_labels=(), column_labels=(), width=8):
+    """A grid of images, (R, C, ch, H, W) in [0, 1], with an optional label for each row and column; returns the figure.
     """
     rows, columns, channels, height_px, width_px = images.shape
-    if axis is None:
-        labels = 0.1 * width if any(row_labels) else 0
-        height = (width - labels) * rows * (height_px + 2) / (columns * (width_px + 2))
-        lines = bool(title) + max((str(label).count("\n") + 1 for label in column_labels), default=0)
-        figure, axis = plt.subplots(figsize=(width, height + 0.2 * lines + 0.1))
+    labels = 0.1 * width if any(row_labels) else 0
+    height = (width - labels) * rows * (height_px + 2) / (columns * (width_px + 2))
+    lines = max((str(label).count("\n") + 1 for label in column_labels), default=0)
+    figure, axis = plt.subplots(figsize=(width, height + 0.2 * lines + 0.1))
     sheet = tile(images)
     axis.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.grid(False)
@@ -240,12 +237,10 @@ def plot_images(images, row_labels=(), column_labels=(), title=None, width=8, ax
     axis.xaxis.tick_top()
     axis.set_yticks([r * (height_px + 2) + height_px / 2 for r in range(len(row_labels))], row_labels)
     axis.set_xticks([c * (width_px + 2) + width_px / 2 for c in range(len(column_labels))], column_labels)
-    if title:
-        axis.set_title(title, fontsize=10)
-    return axis.figure
+    return figure
 
 
-def plot_latent_space(z, y, extent=None, title=None):
+def plot_latent_space(z, y, extent=None):
     """The points z (N, 2) in the latent plane, coloured by their digits y (N,); returns the figure.
 
     extent: (left, right, bottom, top) to show; None shows all points.
@@ -254,11 +249,16 @@ def plot_latent_space(z, y, extent=None, title=None):
     figure, axis = plt.subplots(figsize=(8, 6.7))
     for digit, color in enumerate(DIGIT_COLORS):
         axis.scatter(*z[y == digit].T, s=5, color=color, alpha=0.6, linewidths=0, label=str(digit))
-    for digit in np.unique(y):  # the number on its cluster: nobody has to tell ten colours apart by the legend alone
-        axis.text(*np.median(z[y == digit], axis=0), str(digit), fontsize=15, fontweight="bold", ha="center",
-                  va="center", color=DIGIT_COLORS[digit],
+    # The number on its cluster: nobody has to tell ten colours apart by the legend alone. It stands where the digit is
+    # frequent and the others are not, so that of two digits that share a region neither hides the other's number.
+    everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=None if extent is None else (extent[:2], extent[2:]))
+    for digit in np.unique(y):
+        here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
+        column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1)).argmax(), here.shape)
+        axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15, fontweight="bold",
+                  ha="center", va="center", color=DIGIT_COLORS[digit],
                   path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
-    axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    axis.set(xlabel="$z_1$", ylabel="$z_2$")
     if extent is not None:
         axis.set(xlim=extent[:2], ylim=extent[2:])
     legend = axis.legend(markerscale=4, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=10, columnspacing=1.2,
@@ -268,7 +268,7 @@ def plot_latent_space(z, y, extent=None, title=None):
     return figure
 
 
-def plot_latent_space_images(decode, extent, rows=20, columns=25, title=None):
+def plot_latent_space_images(decode, extent, rows=20, columns=25):
     """What the decoder makes of each point of the latent plane; returns the figure.
 
     decode: maps (rows * columns, 2) points to (rows * columns, 1, H, W) images in [0, 1].
@@ -285,5 +285,5 @@ def plot_latent_space_images(decode, extent, rows=20, columns=25, title=None):
     axis.imshow(tile(images.reshape(rows, columns, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
                 extent=extent, aspect="auto")
     axis.grid(False)
-    axis.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    axis.set(xlabel="$z_1$", ylabel="$z_2$")
     return figure

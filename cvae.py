@@ -59,8 +59,8 @@ parser.add_argument("--batch-size", type=int, default=256, help="images per upda
 # Five times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
 parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate of Adam")
 parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hidden layers, H_d")
-# Fewer than vae.py's 16, as z need not say which digit it is. In trials with 16, fewer samples showed the digit that was
-# asked for; probably more of the prior then lies where no training image was.
+# Fewer than vae.py's 16, as z need not say which digit it is. In trials with 16, fewer samples showed the digit that
+# was asked for; probably more of the prior then lies where no training image was.
 parser.add_argument("--latent-dim", type=int, default=10, help="size of the latent vector, Z")
 parser.add_argument("--seed", type=int, default=0, help="same seed, same machine: same numbers")
 parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...; auto takes an accelerator if any")

@@ -159,12 +159,12 @@ class VectorQuantizer(nn.Module):
             self.codebook.copy_(self.ema_sum / (self.ema_count + 1e-5).unsqueeze(1))
         if self.revive:
             share = len(z) / len(self.codebook)  # n_i if all codes were used alike
-            dead = (self.ema_count < 0.1 * share).nonzero().squeeze(1)
+            dead = (self.ema_count < 0.4 * share).nonzero().squeeze(1)
             chosen = z[torch.randint(len(z), (len(dead),)).to(z.device)]
             self.codebook[dead] = chosen
             # Just above the threshold: if no z uses it here either, it has another chance 18 updates later.
-            self.ema_count[dead] = 0.12 * share
-            self.ema_sum[dead] = 0.12 * share * chosen
+            self.ema_count[dead] = 0.48 * share
+            self.ema_sum[dead] = 0.48 * share * chosen
 
     def forward(self, z):
         """z (N, D, h, w) -> e (N, D, h, w), the nearest codes, and their index (N, h, w)"""
