@@ -12,7 +12,9 @@ import io
 import json
 import math
 import re
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -826,6 +828,25 @@ def test_same_seed_same_numbers():
     assert other["test_loss"] != smoke("ae")[1]["test_loss"]
 
 
+def test_extreme_settings():
+    for script, module in SCRIPTS.items():
+        flags = ["--smoke", "--latent-dim", "1", "--batch-size", "100000",
+                 "--n-updates" if script == "vqvae" else "--n-epochs", "1", "--out-dir", tempfile.mkdtemp()]
+        metrics, status, _, err = quiet(module.main, flags)
+        assert status == 0 and math.isfinite(metrics["test_loss"]), (script, err)
+
+
+def test_interrupt_is_one_line():
+    with tempfile.TemporaryDirectory() as tmp:
+        process = subprocess.Popen([sys.executable, str(ROOT / "ae.py"), "--out-dir", tmp], cwd=tmp, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert "parameters" in process.stdout.readline()  # training begins
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130 and err.strip().count("\n") == 0 and "stopped" in err, err
+        assert not any((Path(tmp) / "ae").iterdir())
+
+
 def test_saved_models_rebuild():
     x = mnist()[2][:256]
     for script, model_class in MODELS.items():
@@ -914,6 +935,9 @@ def test_links_and_formulas_of_the_pages_resolve():
             if not target.startswith(("http", "#")):
                 assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
         assert re.sub(r"`[^`]*`", "", text).count("$") % 2 == 0, page.name
+        for name, script, line in re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", text):
+            lines = (ROOT / script).read_text().splitlines()
+            assert name in lines[int(line) - 1], f"{page.name}: {name} is not in line {line} of {script}"
 
 
 def test_summaries_in_the_report_are_torchsummarys():

@@ -17,8 +17,8 @@ Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.d
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
 which; what it writes, decoded, are new images.
 
-Run it:    python vqvae.py              this run, the same without commitment, and the prior: 30 minutes on 2 CPU cores
-           python vqvae.py --study      also the codebook loss, the usual start and other sizes: 30 minutes more
+Run it:    python vqvae.py              this run, the same without commitment, and the prior: 25 minutes on 2 CPU cores
+           python vqvae.py --study      also the codebook loss, the usual start and other sizes: 20 minutes more
            python vqvae.py --smoke      every line of it in seconds, on a few hundred images
            python vqvae.py --resume     go on where a run with the same flags was stopped
 Writes:    runs/vqvae/: metrics.json, summary.txt, model.pt, prior.pt, loss.png, codebook.png, commitment.png,
@@ -59,7 +59,7 @@ import common
 
 NAME = "vqvae"
 CHECKPOINT_SECONDS = 120  # between two checkpoints
-PRIOR_UPDATES, PRIOR_BATCH_SIZE, PRIOR_LR = 2400, 64, 2e-3
+PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.3, 64, 2e-3  # the prior gets 0.3 times --n-updates
 STUDY_UPDATES = 2000  # of each run of --study
 
 # Without a usage line, an error is one line.
@@ -522,7 +522,7 @@ def plot_runs(histories):
             axis.set(ylabel=name, yscale="linear" if key == "perplexity" else "log")
     for axis in axes[2]:
         axis.set_xlabel("update")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -532,19 +532,24 @@ def plot_codebooks(models, x):
     disc's area shows how often the code is used for x (n, 3, 32, 32), its colour what it decodes to."""
     figure, axes = plt.subplots(1, len(models), figsize=(8, 4.2))
     for axis, (title, model) in zip(axes, models.items()):
-        codes = model.quantizer.codebook.detach()  # (K, D)
-        counts = torch.bincount(encode_all(model, x).flatten(), minlength=len(codes))
-        mean = codes.mean(0)
-        _, s, v = torch.linalg.svd((codes - mean).cpu(), full_matrices=False)
+        codes = model.quantizer.codebook.detach().cpu()  # (K, D)
+        counts = torch.bincount(encode_all(model, x).flatten(), minlength=len(codes)).cpu()
+        _, s, v = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
         share = 100 * s**2 / (s**2).sum()
-        points = (codes - mean).cpu() @ v[:2].T  # (K, 2)
         # An image of nothing but this code, and of that the mean of the middle.
         grids = model.quantizer.embed(torch.arange(len(codes), device=x.device).reshape(-1, 1, 1).expand(-1, 8, 8))
-        colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu()
-        axis.scatter(*points.T, s=4 + 30 * (counts / counts.float().mean()).cpu(), c=colors.numpy(), edgecolors="0.4",
-                     linewidths=0.4)
-        axis.set(title=title, xlabel=f"first component, {share[0]:.0f} % of the variance",
-                 ylabel=f"second component, {share[1]:.0f} %")
+        colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu().numpy()
+        axis.scatter(*((codes - codes.mean(0)) @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(), c=colors,
+                     edgecolors="0.4", linewidths=0.4)
+        if axis is axes[0]:
+            others = codes
+        else:  # the first model's codes on these axes
+            axis.plot(*((others - codes.mean(0)) @ v[:2].T).T, "x", color=common.RED)
+            axis.plot([], [], "x", color=common.RED, label="all codes from the left, to scale")
+            axis.legend(loc="upper left")
+            axis.margins(y=0.12)
+        axis.set(title=title, xlabel=f"component 1, {share[0]:.0f} % of the variance",
+                 ylabel=f"component 2, {share[1]:.0f} %")
         axis.ticklabel_format(scilimits=(-3, 3))
     return figure
 
@@ -574,8 +579,8 @@ def make_figures(model, prior, history, others, codes_train, x_test):
     gap = torch.ones(6, 1, 3, 32, 32, device=x.device)
     figures["samples"] = common.plot_images(
         torch.cat([images[0], gap, images[1], gap, images[2]], dim=1),
-        column_labels=[{2: "codes drawn from the prior", 8: "independently, as frequent as in photographs",
-                        14: "uniformly"}.get(column, "") for column in range(17)])
+        column_labels=[{2: "codes written by the prior", 8: "drawn one by one, by frequency",
+                        14: "drawn uniformly"}.get(column, "") for column in range(17)])
     if "base" in others:
         curves = {phase: history for phase, (_, history, _) in others.items()}
         figures["start"] = plot_runs({"from data, dead codes revived": curves["base"],
@@ -597,10 +602,11 @@ def main(argv=None):
         x_train, x_test, dataset = common.load_cifar10(args.data_dir, args.device, download=not args.smoke)
     except common.DataError as error:
         parser.error(str(error))
-    study_updates, prior_updates = STUDY_UPDATES, PRIOR_UPDATES
+    study_updates = STUDY_UPDATES
     if args.smoke:
         x_train, x_test = x_train[:512], x_test[:256]
-        args.n_updates = study_updates = prior_updates = min(args.n_updates, 2)
+        args.n_updates = study_updates = min(args.n_updates, 2)
+    prior_updates = math.ceil(PRIOR_SHARE * args.n_updates)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     same = {key: value for key, value in settings.items() if key not in ("data_dir", "out_dir", "show", "resume")}
     saved = {"settings": {**same, "dataset": dataset}, "done": {}, "part": {}}
@@ -688,4 +694,4 @@ if __name__ == "__main__":
     try:
         main([] if "ipykernel" in sys.modules else None)  # in a notebook, sys.argv is the notebook's own
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; results of earlier runs are untouched; --resume goes on\n")
+        parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from the last checkpoint\n")
