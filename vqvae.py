@@ -99,9 +99,11 @@ def parse_args(argv=None):
         args.n_updates = 8000 if args.device == "cpu" else 15000
     if args.batch_size is None:
         args.batch_size = 64 if args.device == "cpu" else 256
-    for name in ("n_updates", "batch_size", "hidden_dim", "latent_dim", "codebook_size"):
+    for name in ("n_updates", "batch_size", "hidden_dim", "latent_dim"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.codebook_size < 2:
+        parser.error("--codebook-size must be at least 2")
     if not 0 < args.lr < math.inf:
         parser.error("--lr must be a positive number")
     if not 0 <= args.commitment_cost < math.inf:
@@ -336,7 +338,7 @@ def fit(phase, model, train, test, losses, evaluate, n_updates, batch_size, lr, 
             item.load_state_dict(part[key])
         history, done, seconds = part["history"], part["update"], part["seconds"]
         torch.set_rng_state(part["rng"].cpu())
-    log_every = max(1, min(100, n_updates // 40))
+    log_every, batch_size = max(1, min(100, n_updates // 40)), min(batch_size, len(train))
     start = last_saved = time.perf_counter()
     sums, since = {}, 0
     for update in range(done + 1, n_updates + 1):
@@ -532,7 +534,7 @@ def plot_codebooks(models, x):
     disc's area shows how often the code is used for x (n, 3, 32, 32), its colour what it decodes to."""
     figure, axes = plt.subplots(1, len(models), figsize=(8, 4.2))
     for axis, (title, model) in zip(axes, models.items()):
-        codes = model.quantizer.codebook.detach().cpu()  # (K, D)
+        codes = F.pad(model.quantizer.codebook.detach().cpu(), (0, 1))  # (K, D + 1): two directions even if D = 1
         counts = torch.bincount(encode_all(model, x).flatten(), minlength=len(codes)).cpu()
         _, s, v = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
         share = 100 * s**2 / (s**2).sum()
