@@ -255,6 +255,8 @@ def test_latent_space_figures_correspond():
     assert axis.get_xlim() == (-1, 3) and axis.get_ylim() == (10, 20)
     colors = {tuple(c.get_offsets()[0]): c.get_facecolor()[0] for c in axis.collections if len(c.get_offsets())}
     assert close(colors[0.0, 12.0][:3], matplotlib.colors.to_rgb(common.DIGIT_COLORS[3]))
+    for text, digit, point in zip(axis.texts, "38", ((0, 12), (1, 15))):  # each number stands on its digit
+        assert text.get_text() == digit and np.abs(np.subtract(text.get_position(), point)).max() < 0.5
     asked = []
 
     def decode(z):  # one pixel an image, the brighter the larger z2
@@ -678,6 +680,8 @@ def test_dead_codes_become_encoder_outputs():
         vectors = z.permute(0, 2, 3, 1).reshape(-1, 3)
         nearest = torch.cdist(quantizer.codebook.detach(), vectors).min(1).values
         assert nearest[1:].max() < 1e-6 and len(quantizer.codebook.detach()[1:].unique(dim=0)) > 1
+        # The average goes on from there: count and sum say the same as the code.
+        assert close(quantizer.ema_sum[1:], (quantizer.ema_count.unsqueeze(1) * quantizer.codebook.detach())[1:])
         kept = quantizer.codebook.detach()[1:].clone()
         with torch.no_grad():
             _, index = quantizer(z)
@@ -710,6 +714,15 @@ def test_vqvae_loss_terms_and_stop_gradients():
                 continue
             grads = torch.autograd.grad(terms[term], weights.values(), retain_graph=True, allow_unused=True)
             assert {name for name, grad in zip(weights, grads) if grad is not None and grad.abs().max() > 0} == expected
+
+
+def test_residual_stack_adds():
+    torch.manual_seed(0)
+    stack, x = vqvae.ResidualStack(6, 4, 2), torch.randn(2, 6, 5, 5)
+    expected = x
+    for _, conv3, _, conv1 in stack.layers:
+        expected = expected + F.conv2d(F.conv2d(expected.relu(), conv3.weight, padding=1).relu(), conv1.weight)
+    assert close(stack(x).detach(), expected.relu().detach())
 
 
 def test_perplexity_and_codebook_statistics():
@@ -765,10 +778,10 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
     checkpoint = Path(flags[-1]) / "vqvae" / "checkpoint.pt"
     writes = []
 
-    def save_and_stop(args, saved):  # the first is in the middle of the main run, the second at its end
+    def save_and_stop(args, saved):  # two in the main run, one at its end, the fourth after one update of three more
         save(args, saved)
         writes.append(1)
-        if len(writes) == 3:
+        if len(writes) == 4:
             raise KeyboardInterrupt
 
     vqvae.save_checkpoint, vqvae.CHECKPOINT_SECONDS = save_and_stop, -1
@@ -812,10 +825,9 @@ def test_smoke_runs_write_every_file():
         for key in ("dataset", "n_train", "n_test", "n_parameters", "seed", "device", "seconds", "versions", "settings",
                     "train_loss", "test_loss", "history"):
             assert key in metrics, (script, key)
-        passes = "n_updates" if script == "vqvae" else "n_epochs"
-        assert metrics[passes] == 2
+        passes, n = ("n_updates", 3) if script == "vqvae" else ("n_epochs", 2)
         assert set(metrics["settings"]) >= {passes, "batch_size", "lr", "hidden_dim", "latent_dim", "seed"}
-        assert metrics["script"] == script and len(metrics["history"]["test_loss"]) == 2
+        assert metrics["script"] == script and len(metrics["history"]["test_loss"]) == metrics[passes] == n
         counts = re.findall(r"^Trainable params: ([\d,]+)", (folder / "summary.txt").read_text(), re.MULTILINE)
         assert sum(int(count.replace(",", "")) for count in counts) == metrics["n_parameters"], script
         for name in module.__doc__.split("Writes:")[1].split("Paper")[0].replace(",", " ").split():

@@ -607,7 +607,7 @@ def main(argv=None):
     study_updates = STUDY_UPDATES
     if args.smoke:
         x_train, x_test = x_train[:512], x_test[:256]
-        args.n_updates = study_updates = min(args.n_updates, 2)
+        args.n_updates = study_updates = min(args.n_updates, 3)
     prior_updates = math.ceil(PRIOR_SHARE * args.n_updates)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     same = {key: value for key, value in settings.items() if key not in ("data_dir", "out_dir", "show", "resume")}
