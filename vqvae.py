@@ -337,7 +337,7 @@ def fit(phase, model, train, test, losses, evaluate, n_updates, batch_size, lr, 
         for item, key in ((model, "model"), (optimizer, "optimizer"), (scheduler, "scheduler")):
             item.load_state_dict(part[key])
         history, done, seconds = part["history"], part["update"], part["seconds"]
-        torch.set_rng_state(part["rng"].cpu())
+        torch.set_rng_state(part["rng"])
     log_every, batch_size = max(1, min(100, n_updates // 40)), min(batch_size, len(train))
     start = last_saved = time.perf_counter()
     sums, since = {}, 0
@@ -433,7 +433,7 @@ def load_checkpoint(args, settings):
     """What an interrupted run with the same settings has saved; ends the program with one line if there is none."""
     path = args.out_dir / NAME / "checkpoint.pt"
     try:
-        saved = torch.load(path, map_location=args.device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         different = [key for key in settings if saved["settings"][key] != settings[key]]
     except FileNotFoundError:
         parser.error(f"nothing to --resume: there is no {path}")
@@ -696,4 +696,4 @@ if __name__ == "__main__":
     try:
         main([] if "ipykernel" in sys.modules else None)  # in a notebook, sys.argv is the notebook's own
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from the last checkpoint\n")
+        parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from checkpoint.pt, once there is one\n")
