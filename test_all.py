@@ -569,20 +569,22 @@ def test_conditional_likelihood_against_quadrature():
 
 
 def test_shown_digits_are_picked_by_the_rule():
-    class Fake:  # samples differ the more, the brighter the first visible pixel is
+    class Fake:  # the brighter the first visible pixel, the more samples differ; the second is how much ink they have
         latent_dim = 2
 
         def decode(self, z, c):
-            return (0.5 + 0.01 * z[:, 0] * c[:, 0]).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+            return (c[:, 1] + 0.01 * z[:, 0] * c[:, 0]).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
 
     torch.manual_seed(0)
     y, brightness = torch.randint(10, (1200,)), torch.rand(1200).round(decimals=1) + 0.1
     difficult, easy = {4: 70, 9: 71, 3: 72, 5: 73}, {0: 80, 1: 81, 7: 83}
-    for where, value in ((difficult, 5.0), (easy, 0.0)):
+    ink = torch.full((1200,), 0.5)
+    rivals = {0: 90, 1: 91, 7: 93}  # their samples differ even less, but more for the little ink that they have
+    for where, value, amount in ((difficult, 5.0, 0.5), (easy, 0.05, 0.9), (rivals, 0.03, 0.1)):
         for digit, index in where.items():
-            y[index], brightness[index] = digit, value
+            y[index], brightness[index], ink[index] = digit, value, amount
     brightness[1100:], x = 9.0, torch.zeros(1200, 1, 28, 28)  # outside the first 1000: not looked at
-    x[:, 0, 14, 0] = brightness
+    x[:, 0, 14, 0], x[:, 0, 14, 1] = brightness, ink
     picked = cvae_structured.pick_images(Fake(), x, y, cvae_structured.quadrant_mask(1))
     assert picked == [*difficult.values(), *easy.values()]
 
