@@ -205,7 +205,7 @@ def plot_losses(history, panels, xlabel="epoch"):
                 settled += values[math.ceil(len(values) / 10) if len(values) > 4 else 0:]
         axis.set(xlabel=xlabel, ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        margin = 0.05 * (max(settled) - min(settled))
+        margin = 0.05 * (max(settled) - min(settled)) or 0.5  # after a single update all may be one point
         axis.set_ylim(min(settled) - margin, max(settled) + margin)
         axis.legend()
     return figure
