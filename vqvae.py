@@ -160,8 +160,8 @@ class VectorQuantizer(nn.Module):
             # The small number avoids 0 / 0. A code that no z has used yet has N_i = 0: this throws it far away.
             self.codebook.copy_(self.ema_sum / (self.ema_count + 1e-5).unsqueeze(1))
         if self.revive:
-            # A fair share is n_i if all codes were used alike. The higher the threshold, the more alike they are used; in
-            # trials 0.4 instead of 0.1 cost hardly any error.
+            # A fair share is n_i if all codes were used alike. The higher the threshold, the more alike they are used;
+            # in trials 0.4 instead of 0.1 cost hardly any error.
             share = len(z) / len(self.codebook)
             dead = (self.ema_count < 0.4 * share).nonzero().squeeze(1)
             chosen = z[torch.randint(len(z), (len(dead),)).to(z.device)]
