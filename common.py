@@ -40,7 +40,7 @@ plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "ax
                      "figure.constrained_layout.use": True})
 
 
-class DataError(Exception):
+class DataError(OSError):
     """A data file is missing or damaged. The message is one line that names the file and says what to do."""
 
 
@@ -77,11 +77,13 @@ def _impatient_network():
         socket.setdefaulttimeout(before)
 
 
-def load_mnist(data_dir=None, device="cpu"):
+def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     data_dir: the folder that holds MNIST/raw/*.gz; None means data/ beside this file. torchvision checks the MD5 of
         each official file and unpacks it; where there is none it downloads.
+    validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
+        on these: whoever looks at the test set to choose has no test set left.
     Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test.
     Raises DataError if a file is damaged, or missing and not to be had.
     """
@@ -106,16 +108,19 @@ def load_mnist(data_dir=None, device="cpu"):
                         "check --data-dir, or leave it out to use the embedded files") from None
     images = [s.data.to(device).unsqueeze(1).float() / 255 for s in sets]  # what ToTensor does, once, for all images
     labels = [s.targets.to(device) for s in sets]
+    if validation:
+        images, labels = images[0].split((50000, 10000)), labels[0].split((50000, 10000))
     return images[0], labels[0], images[1], labels[1]
 
 
-def load_cifar10(data_dir=None, device="cpu", download=True):
+def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
     """CIFAR-10: colour photographs, 32 x 32. The first source that is there:
 
     1. data_dir/cifar10.npz: all 60,000 images, decoded; written by 2, loads in a fraction of a second.
     2. torchvision's download (170 MB), unless download=False.
     3. data_dir/cifar10-sample.png: the first 5,000 training and 1,000 test images, embedded in the repo.
     data_dir None means data/ beside this file.
+    validation: hold out the last tenth of the training images and return it in place of the test set.
     Returns x_train (50000 or 5000, 3, 32, 32) float32 in [0, 1], x_test (10000 or 1000, 3, 32, 32), and the source:
         "CIFAR-10" or "CIFAR-10 sample".
     Raises DataError if a file is damaged, or none is to be had.
@@ -147,6 +152,8 @@ def load_cifar10(data_dir=None, device="cpu", download=True):
             train, test, source = images[:5000], images[5000:], "CIFAR-10 sample"
             print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images), as there is no "
                   f"{cache.name}{' and no network' if download else ''}", file=sys.stderr)
+    if validation:
+        train, test = np.split(train, [len(train) * 9 // 10])
     train, test = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in (train, test))
     return train, test, source
 
@@ -178,10 +185,25 @@ def minibatches(batch_size, *tensors, shuffle=True):
 
 # %% Plots
 
-def save_figure(figure, path):
-    """Writes the figure to `path` (PNG, 150 dpi) by way of a temporary name."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
+IN_NOTEBOOK = "ipykernel" in sys.modules  # there a figure that is still open at the end of a cell appears under it
+
+
+def use_windows(show):
+    """To be called before the first figure: without `show`, figures only go to files, and no display is needed."""
+    if not show and not IN_NOTEBOOK:
+        matplotlib.use("Agg")
+
+
+def save_figures(figures, folder, show=False):
+    """Writes figures, a dict {file name without ending: figure}, to `folder` (PNG, 150 dpi); with `show` also opens
+    them in windows, and waits until these are closed."""
+    for name, figure in figures.items():
+        with replacing(Path(folder) / f"{name}.png") as path:
+            figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
+    if show:
+        plt.show()
+    if not IN_NOTEBOOK:
+        plt.close("all")
 
 
 def plot_losses(history, panels, xlabel="epoch"):

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""VQ-VAE: describe a photograph by 64 words out of a dictionary of 512, and write new photographs in that language.
+"""VQ-VAE: photographs in 64 words out of 512, and new ones. Results: report.md#6-discrete-codes-vqvaepy
 
 The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by the nearest of the K vectors of a
 codebook, e, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers below K.
@@ -17,13 +17,14 @@ Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.d
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
 which; what it writes, decoded, are new images.
 
-Run it:    python vqvae.py              this run, the same without commitment, and the prior: 25 minutes on 2 CPU cores
-           python vqvae.py --study      also the codebook loss, the usual start and other sizes: 20 minutes more
+Run it:    python vqvae.py              this run, the start of the same without commitment, and the prior; half an
+                                        hour on two cores of a laptop
+           python vqvae.py --study      also the codebook loss, the usual start and other sizes: twice as long
            python vqvae.py --smoke      every line of it in seconds, on a few hundred images
            python vqvae.py --resume     go on where a run with the same flags was stopped
 Writes:    runs/vqvae/: metrics.json, summary.txt, model.pt, prior.pt, loss.png, codebook.png, commitment.png,
            reconstructions.png and samples.png; with --study also start.png and codebook_loss.png; while it runs
-           checkpoint.pt.
+           checkpoint-*.pt.
 Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017,
            arXiv:1711.00937 (the loss is equation 3, the moving average is in appendix A.1).
            Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
@@ -33,23 +34,21 @@ Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation
 import argparse
 import contextlib
 import functools
+import importlib.metadata
 import io
 import json
 import math
 import os
 import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchsummary
-import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,64 +57,55 @@ import common
 # %% 1. Settings
 
 NAME = "vqvae"
-CHECKPOINT_SECONDS = 120  # between two checkpoints
 PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.3, 64, 2e-3  # the prior gets 0.3 times --n-updates
-STUDY_UPDATES = 2000  # of each run of --study
+COMPARED_UPDATES = 2000  # how far the runs beside the main one go: what they show has happened by then
+CHECKPOINT_SECONDS = 120  # between two checkpoints
 
-# Without a usage line, an error is one line.
-parser = argparse.ArgumentParser(prog=f"{NAME}.py", usage=argparse.SUPPRESS, description=__doc__.split("\n")[0],
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or a float, at least low and below high."""
+    def number(text):  # argparse shows this name to who types no number at all
+        value = kind(text)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
+        return value
+    return number
+
+
+def device(text):
+    """An argparse type: the name of a device that is there; auto is an accelerator if there is one, else the CPU."""
+    if text == "auto":
+        text = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError):
+        raise argparse.ArgumentTypeError(f"{text} is not available here: try auto or cpu") from None
+    return text
+
+
+parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 # On a CPU time is what counts, and many updates on few images teach more in an hour than few on many.
-parser.add_argument("--n-updates", type=int, help="number of updates; None is 15000 on an accelerator, as is usual, "
-                    "and 8000 on a CPU")
-parser.add_argument("--batch-size", type=int, help="images per update, N; None is 256 on an accelerator, 64 on a CPU")
+parser.add_argument("--n-updates", type=number(int, 1), help="number of updates; None is 15000 on an accelerator, as "
+                    "is usual, and 8000 on a CPU")
+parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 256 on an accelerator, 64 "
+                    "on a CPU")
 # The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that and ends near 0.
-parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of Adam")
-parser.add_argument("--hidden-dim", type=int, default=128, help="channels of encoder and decoder, num_hiddens")
-parser.add_argument("--latent-dim", type=int, default=64, help="size of a code, D")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same machine: same numbers")
-parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ...; auto takes an accelerator if any")
-parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10 (default: data/ beside the script)")
+parser.add_argument("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate of Adam")
+parser.add_argument("--hidden-dim", type=number(int, 1), default=128, help="channels of en- and decoder, num_hiddens")
+parser.add_argument("--latent-dim", type=number(int, 1), default=64, help="size of a code, D")
+parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same machine: same numbers")
+parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
+parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
 parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
-parser.add_argument("--codebook-size", type=int, default=512, help="number of codes, K")
-parser.add_argument("--commitment-cost", type=float, default=0.25, help="lambda; the comparison run has 0")
+parser.add_argument("--validation", action="store_true", help="test on 5,000 held-out training images, to choose by")
+parser.add_argument("--codebook-size", type=number(int, 2), default=512, help="number of codes, K")
+parser.add_argument("--commitment-cost", type=number(float, 0), default=0.25, help="lambda; the comparison run has 0")
 parser.add_argument("--codebook-loss", action="store_true", help="learn the codes by their loss, not by the average")
 parser.add_argument("--study", action="store_true", help="more runs: codebook loss, the usual start, other sizes")
-parser.add_argument("--resume", action="store_true", help="go on from OUT_DIR/vqvae/checkpoint.pt")
-
-
-def parse_args(argv=None):
-    """The command line, checked. Every error is one line on stderr and exit status 2."""
-    args = parser.parse_args(argv)
-    if args.device == "auto":
-        args.device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError):
-        parser.error(f"--device {args.device} is not available here: try --device auto or --device cpu")
-    if args.n_updates is None:
-        args.n_updates = 8000 if args.device == "cpu" else 15000
-    if args.batch_size is None:
-        args.batch_size = 64 if args.device == "cpu" else 256
-    for name in ("n_updates", "batch_size", "hidden_dim", "latent_dim"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if args.codebook_size < 2:
-        parser.error("--codebook-size must be at least 2")
-    if not 0 < args.lr < math.inf:
-        parser.error("--lr must be a positive number")
-    if not 0 <= args.commitment_cost < math.inf:
-        parser.error("--commitment-cost must be 0 or a positive number")
-    if not 0 <= args.seed < 2**63:
-        parser.error("--seed must be a whole number from 0 to 2^63 - 1")
-    try:
-        (args.out_dir / NAME).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out_dir / NAME).close()
-    except OSError as error:
-        parser.error(f"cannot write to --out-dir {args.out_dir}: {error.strerror}")
-    return args
+parser.add_argument("--resume", action="store_true", help="go on from OUT_DIR/vqvae/checkpoint-*.pt")
 
 
 # %% 2. Model
@@ -152,7 +142,7 @@ class VectorQuantizer(nn.Module):
         """
         # index_add_ adds each vector to its code's row. The usual product with a one-hot matrix (M, K) does K times
         # the work, nearly all of it multiplications by 0.
-        count = torch.bincount(index, minlength=len(self.codebook)).to(z.dtype)  # n_i, (K,)
+        count = torch.zeros_like(self.ema_count).index_add_(0, index, torch.ones_like(z[:, 0]))  # n_i, (K,)
         total = torch.zeros_like(self.codebook).index_add_(0, index, z)  # (K, D)
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
@@ -163,12 +153,13 @@ class VectorQuantizer(nn.Module):
             # A fair share is n_i if all codes were used alike. The higher the threshold, the more alike they are used;
             # in trials 0.4 instead of 0.1 cost hardly any error.
             share = len(z) / len(self.codebook)
-            dead = (self.ema_count < 0.4 * share).nonzero().squeeze(1)
-            chosen = z[torch.randint(len(z), (len(dead),)).to(z.device)]
-            self.codebook[dead] = chosen
+            dead = self.ema_count < 0.4 * share  # (K,)
+            # Drawn for all codes and used for the dead ones: to ask how many these are would make an accelerator wait.
+            chosen = z[torch.randint(len(z), (len(dead),), device=z.device)]  # (K, D)
+            self.codebook.copy_(torch.where(dead.unsqueeze(1), chosen, self.codebook))
             # Just above the threshold: if no z uses it here either, it has another chance 18 updates later.
-            self.ema_count[dead] = 0.48 * share
-            self.ema_sum[dead] = 0.48 * share * chosen
+            self.ema_count.masked_fill_(dead, 0.48 * share)
+            self.ema_sum.copy_(torch.where(dead.unsqueeze(1), 0.48 * share * chosen, self.ema_sum))
 
     def forward(self, z):
         """z (N, D, h, w) -> e (N, D, h, w), the nearest codes, and their index (N, h, w)"""
@@ -251,7 +242,7 @@ def has_bfloat16(device_type):
     if device_type == "cpu":
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return device_type == "cuda" and torch.cuda.is_bf16_supported()
+    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def fast_convolutions(device_type):
@@ -318,133 +309,118 @@ def prior_loss(prior, index):
 
 # %% 4. Training
 
-def fit(phase, model, train, test, losses, evaluate, n_updates, batch_size, lr, args, saved):
-    """Minimises losses(model, batch)["loss"] over random batches of `train` with Adam. Returns the history, lists of
-    `update`, `train_...` (what `losses` returns, the mean since the entry before) and `test_...` (what
-    `evaluate(model, test)` returns), and the seconds it took.
+def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
+    """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `seconds` (since the start),
+    `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
 
-    saved: {"done": {phase: its model and history}, "part": the state of an unfinished phase}. What is there is not
-        computed again. With weights, moments, schedule and random state restored, a resumed run goes through the same
-        numbers as one that was not stopped.
+    batch_loss: takes a random minibatch and returns {loss, ...}. test_loss: {loss, ...} on test data.
+    last: the update after which to stop, if it is to be before the schedule's end.
     """
-    if phase in saved["done"]:
-        model.load_state_dict(saved["done"][phase]["model"])
-        return saved["done"][phase]["history"], saved["done"][phase]["seconds"]
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.99))
-    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, betas=(0.95, 0.99), fused=True)
+    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
+    # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_updates)
-    history, done, seconds = {"update": []}, 0, 0.0
-    if saved["part"].get("phase") == phase:
-        part = saved["part"]
-        for item, key in ((model, "model"), (optimizer, "optimizer"), (scheduler, "scheduler")):
-            item.load_state_dict(part[key])
-        history, done, seconds = part["history"], part["update"], part["seconds"]
-        torch.set_rng_state(part["rng"])
-    log_every, batch_size = max(1, min(100, n_updates // 40)), min(batch_size, len(train))
-    start = last_saved = time.perf_counter()
-    sums, since = {}, 0
-    for update in range(done + 1, n_updates + 1):
+    parts, last = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, last or n_updates
+    history = load_checkpoint(phase, parts, args) if args.resume else {"update": [], "seconds": []}
+    done, seconds = (history[key][-1] if history[key] else 0 for key in ("update", "seconds"))
+    start, saved, sums, since = time.perf_counter() - seconds, time.perf_counter(), {}, done
+    for update in range(done + 1, last + 1):
         model.train()
-        batch = train[torch.randint(len(train), (batch_size,)).to(train.device)]
-        loss = losses(model, batch)
+        terms = batch_loss()
         optimizer.zero_grad()
-        loss["loss"].backward()
+        terms["loss"].backward()
         optimizer.step()
         scheduler.step()
-        sums, since = {key: sums.get(key, 0) + value.detach() for key, value in loss.items()}, since + 1
-        if update % log_every and update < n_updates:
+        sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
+        if update % 100 and update < last:
             continue
-        means = {key: float(value) / since for key, value in sums.items()}
+        means = {key: float(total) / (update - since) for key, total in sums.items()}
         if not math.isfinite(means["loss"]):
-            parser.exit(1, f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr\n")
-        tested = evaluate(model, test)
-        for which, numbers in (("train", means), ("test", tested)):
-            for key, value in numbers.items():
-                history.setdefault(f"{which}_{key}", []).append(value)
-        history["update"].append(update)
-        sums, since = {}, 0
-        spent = seconds + time.perf_counter() - start
-        if update % 100 < log_every or update == n_updates:
-            terms = ", ".join(f"{key} {value:.4f}" for key, value in means.items() if key != "loss")
-            codes = f"   perplexity {tested['perplexity']:.0f}" if "perplexity" in tested else ""
-            print(f"{phase}: update {update:5d}/{n_updates}   loss {means['loss']:.4f}{f' ({terms})' if terms else ''}"
-                  f"   test {tested['loss']:.4f}{codes}   {spent / update * 1000:.0f} ms   "
-                  f"eta {spent / update * (n_updates - update):.0f} s", flush=True)
-        if time.perf_counter() - last_saved > CHECKPOINT_SECONDS and update < n_updates:
-            saved["part"] = {"phase": phase, "update": update, "history": history, "seconds": spent,
-                             "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                             "scheduler": scheduler.state_dict(), "rng": torch.get_rng_state()}
-            save_checkpoint(args, saved)
-            last_saved = time.perf_counter()
-    seconds += time.perf_counter() - start
-    saved["done"][phase] = {"model": model.state_dict(), "history": history, "seconds": seconds}
-    saved["part"] = {}
-    save_checkpoint(args, saved)
-    return history, seconds
+            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
+        sums, since, tested, seconds = {}, update, test_loss(), time.perf_counter() - start
+        for key, value in {"update": update, "seconds": seconds, **{f"train_{key}": means[key] for key in means},
+                           **{f"test_{key}": tested[key] for key in tested}}.items():
+            history.setdefault(key, []).append(value)
+        rest = ", ".join(f"{key} {value:.4f}" for key, value in means.items() if key != "loss")
+        print(f"{phase}: update {update:5d}/{last}   loss {means['loss']:.4f}{f' ({rest})' if rest else ''}   "
+              f"test {tested['loss']:.4f}   {seconds / update * 1000:.0f} ms   "
+              f"eta {seconds / update * (last - update):.0f} s", flush=True)
+        if update == last or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(phase, parts, history, args)
+            saved = time.perf_counter()
+    return history
 
 
-def train(phase, config, x_train, x_test, variance, n_updates, args, saved):
-    """Trains VQVAE(**config) on x_train (n, 3, 32, 32); returns the model, its history (see `fit`; the test entries are
-    of the first 1,000 images of x_test) and the seconds."""
+def train(phase, config, x_train, x_test, n_updates, args, last=None):
+    """Trains VQVAE(**config) on x_train (n, 3, 32, 32); returns the model and its history (see `fit`; the test entries
+    are of the first 1,000 images of x_test)."""
     torch.manual_seed(args.seed)
-    model = VQVAE(**config).to(args.device, memory_format=torch.channels_last)
+    model = VQVAE(**config).to(args.device, memory_format=best_layout(args.device))
+    variance = float(x_train.var())
 
-    def losses(model, x):
+    def batch_loss():
+        # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
+        x = x_train[torch.randint(len(x_train), (args.batch_size,), device=x_train.device)]
         x_hat, z, e, _ = model(x)
         return loss_function(model, x_hat, x, z, e, variance)
 
-    return model, *fit(phase, model, x_train, x_test[:1000], losses, functools.partial(evaluate, variance=variance),
-                       n_updates, args.batch_size, args.lr, args, saved)
+    return model, fit(phase, model, batch_loss, lambda: evaluate(model, x_test[:1000], variance), n_updates, args.lr,
+                      args, last)
 
 
-def train_prior(codes_train, codes_test, n_codes, n_updates, args, saved):
-    """Trains a Prior on the codes (n, 64) of images; returns it, its history in bits per code and the seconds."""
+def train_prior(codes_train, codes_test, args):
+    """Trains a Prior on the codes (n, 64) of images; returns it and its history, in bits per code."""
     torch.manual_seed(args.seed)
-    prior = Prior(n_codes).to(args.device)
-    return prior, *fit("prior", prior, codes_train, codes_test[:1000],
-                       lambda prior, index: {"loss": prior_loss(prior, index)}, evaluate_prior, n_updates,
-                       PRIOR_BATCH_SIZE, PRIOR_LR, args, saved)
+    prior = Prior(args.codebook_size).to(args.device)
+
+    def batch_loss():
+        rows = torch.randint(len(codes_train), (PRIOR_BATCH_SIZE,), device=codes_train.device)
+        return {"loss": prior_loss(prior, codes_train[rows])}
+
+    return prior, fit("prior", prior, batch_loss, lambda: evaluate_prior(prior, codes_test[:1000]),
+                      math.ceil(PRIOR_SHARE * args.n_updates), PRIOR_LR, args)
 
 
-def print_plan(phases, prior_updates, x):
-    """Says what will be trained, and how long that takes at the pace of a few trial updates on images x (N, ...)."""
-    def pace(model, loss):  # seconds for one update
-        for trial in range(4):
-            if trial == 1:  # the first one only warms up
-                start = time.perf_counter()
-            loss(model.train()).backward()
-            float(next(model.parameters()).grad.sum())  # waits for an accelerator to finish
-        return (time.perf_counter() - start) / 3
-
-    models = {phase: VQVAE(**config).to(x.device, memory_format=torch.channels_last)
-              for phase, (config, _) in phases.items()}
-    codes = torch.zeros(PRIOR_BATCH_SIZE, 64, dtype=torch.long, device=x.device)
-    seconds = prior_updates * pace(Prior().to(x.device), lambda prior: prior_loss(prior, codes))
-    unit = pace(models["main"], lambda model: F.mse_loss(model(x)[0], x)) / multiply_adds(models["main"])
-    seconds += sum(n * unit * multiply_adds(models[phase]) for phase, (_, n) in phases.items())
-    print("updates: " + ", ".join(f"{phase} {n:,}" for phase, (_, n) in phases.items()) + f", prior {prior_updates:,}")
-    print(f"time: about {max(1, round(seconds / 60))} minutes on this machine, by a few trial updates", flush=True)
+def best_layout(device):
+    """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs. On Apple's some have given
+    wrong results with it (pytorch/pytorch#140902), so elsewhere everything stays as it is."""
+    return torch.channels_last if device.startswith(("cpu", "cuda")) else torch.contiguous_format
 
 
-def save_checkpoint(args, saved):
-    with common.replacing(args.out_dir / NAME / "checkpoint.pt") as path:
-        torch.save(saved, path)
+# How a run is resumed; nothing else depends on the next two functions. Every phase has a checkpoint of its own, with
+# weights, moments, schedule, history and random state: on a CPU a resumed run goes through the same numbers as one that
+# was not stopped. A phase that is finished finds that no update is left to do.
+
+def checkpoint_file(phase, args):
+    same = {key: value for key, value in vars(args).items() if key not in ("data_dir", "out_dir", "show", "resume")}
+    return args.out_dir / NAME / f"checkpoint-{phase}.pt", same
 
 
-def load_checkpoint(args, settings):
-    """What an interrupted run with the same settings has saved; ends the program with one line if there is none."""
-    path = args.out_dir / NAME / "checkpoint.pt"
+def save_checkpoint(phase, parts, history, args):
+    path, settings = checkpoint_file(phase, args)
+    with common.replacing(path) as temporary:
+        torch.save({"settings": settings, "history": history, "rng": torch.get_rng_state(),
+                    **{key: part.state_dict() for key, part in parts.items()}}, temporary)
+
+
+def load_checkpoint(phase, parts, args):
+    """Restores what an interrupted run with the same settings has saved of this phase; returns the history so far."""
+    path, settings = checkpoint_file(phase, args)
+    if not path.exists():
+        return {"update": [], "seconds": []}
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         different = [key for key in settings if saved["settings"][key] != settings[key]]
-    except FileNotFoundError:
-        parser.error(f"nothing to --resume: there is no {path}")
     except Exception:  # a damaged file can raise nearly anything
-        parser.error(f"cannot --resume: {path} is damaged, or not a checkpoint of {NAME}.py: run without --resume")
+        raise OSError(f"cannot --resume: {path} is damaged: delete it, and this phase is done again") from None
     if different:
-        was, now = (f"{different[0]} {values[different[0]]}" for values in (saved["settings"], settings))
-        parser.error(f"cannot --resume: {path} was made with {was}, and this would be {now}: use the same flags")
-    return saved
+        key = different[0]
+        raise OSError(f"cannot --resume: {path} was made with {key} {saved['settings'][key]}, and this would be "
+                      f"{settings[key]}: use the same flags")
+    for key, part in parts.items():
+        part.load_state_dict(saved[key])
+    torch.set_rng_state(saved["rng"])
+    return saved["history"]
 
 
 # %% 5. Evaluation
@@ -464,19 +440,19 @@ def evaluate(model, x, variance):
         sums = {key: sums.get(key, 0) + value * len(batch) for key, value in terms.items()}
         norms.append(z.norm(dim=1).flatten())
         indices.append(index)
-    codebook = model.quantizer.codebook
+    codebook, levels = model.quantizer.codebook.cpu(), torch.tensor([0.01, 0.5, 0.99])
     counts = torch.bincount(torch.cat(indices).flatten(), minlength=len(codebook))
-    levels = torch.tensor([0.01, 0.5, 0.99], device=x.device)
     return {**{key: float(value) / len(x) for key, value in sums.items()},
             "perplexity": 2 ** entropy_bits(counts), "codes_used": int((counts > 0).sum()),
-            "z_norm": torch.quantile(torch.cat(norms), levels).tolist(),
+            "z_norm": torch.quantile(torch.cat(norms).cpu(), levels).tolist(),
             "code_norm": torch.quantile(codebook.norm(dim=1), levels).tolist()}
 
 
 def entropy_bits(counts):
     """The entropy in bits of the distribution that counts (K,) show. 2 to this power is the perplexity: K if all K are
     used alike, 1 if a single one is."""
-    p = counts.double() / counts.sum()
+    p = counts.cpu().double()  # float64 on the CPU: Apple's GPUs have none
+    p = p / p.sum()
     return float(-(p * torch.log2(p.clamp_min(1e-300))).sum())
 
 
@@ -516,13 +492,15 @@ def plot_runs(histories):
     panels = {"reconstruction": "MSE / variance", "perplexity": "perplexity", "z_norm": "norm of encoder outputs z",
               "code_norm": "norm of codes e", "commitment": "$||z - e||^2$ / D",
               "quantization_error": "$||z - e||^2$ / $||z||^2$"}
+    shown = min(len(history["update"]) for history in histories.values())  # one of them may have been stopped early
     for (label, history), color, style in zip(histories.items(), (common.BLUE, common.RED), ("-", "--")):
+        updates = history["update"][:shown]
         for axis, (key, name) in zip(axes.flat, panels.items()):
-            values = np.array(history[f"test_{key}"])
+            values = np.array(history[f"test_{key}"][:shown])
             if values.ndim == 2:
-                axis.fill_between(history["update"], values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
+                axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                 values = values[:, 1]
-            axis.plot(history["update"], values, style, color=color, label=label)
+            axis.plot(updates, values, style, color=color, label=label)
             axis.set(ylabel=name, yscale="linear" if key == "perplexity" else "log")
     for axis in axes[2]:
         axis.set_xlabel("update")
@@ -537,7 +515,7 @@ def plot_codebooks(models, x):
     figure, axes = plt.subplots(1, len(models), figsize=(8, 4.2))
     for axis, (title, model) in zip(axes, models.items()):
         codes = F.pad(model.quantizer.codebook.detach().cpu(), (0, 1))  # (K, D + 1): two directions even if D = 1
-        counts = torch.bincount(encode_all(model, x).flatten(), minlength=len(codes)).cpu()
+        counts = torch.bincount(encode_all(model, x).flatten().cpu(), minlength=len(codes))
         _, s, v = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
         share = 100 * s**2 / (s**2).sum()
         # An image of nothing but this code, and of that the mean of the middle.
@@ -560,13 +538,13 @@ def plot_codebooks(models, x):
 
 @torch.no_grad()
 def make_figures(model, prior, history, others, codes_train, x_test):
-    """All figures, as {file name without ending: figure}. others: {phase: (model, history, metrics)} of the runs beside
-    the main one; codes_train (n, 64)."""
+    """All figures, as {file name without ending: figure}. others: {phase: (model, history)} of the runs beside the main
+    one; codes_train (n, 64)."""
     model.eval()
     prior.eval()
     figures = {"loss": common.plot_losses(history, {
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
-    without, history_without, _ = others["no_commitment"]
+    without, history_without = others["no_commitment"]
     figures["codebook"] = plot_codebooks({"with the commitment loss": model, "without": without}, x_test)
     figures["commitment"] = plot_runs({"with the commitment loss": history, "without": history_without})
 
@@ -578,7 +556,7 @@ def make_figures(model, prior, history, others, codes_train, x_test):
     n, n_codes = 30, len(model.quantizer.codebook)
     frequencies = torch.bincount(codes_train.flatten(), minlength=n_codes).float()
     blocks = [prior.sample(n), torch.multinomial(frequencies, n * 64, replacement=True).reshape(n, 8, 8),
-              torch.randint(n_codes, (n, 8, 8)).to(x.device)]
+              torch.randint(n_codes, (n, 8, 8), device=x.device)]
     images = [model.decode(model.quantizer.embed(index)).reshape(6, 5, 3, 32, 32) for index in blocks]
     gap = torch.ones(6, 1, 3, 32, 32, device=x.device)
     figures["samples"] = common.plot_images(
@@ -586,7 +564,7 @@ def make_figures(model, prior, history, others, codes_train, x_test):
         column_labels=[{2: "codes written by the prior", 8: "drawn one by one, by frequency",
                         14: "drawn uniformly"}.get(column, "") for column in range(17)])
     if "base" in others:
-        curves = {phase: history for phase, (_, history, _) in others.items()}
+        curves = {phase: curve for phase, (_, curve) in others.items()}
         figures["start"] = plot_runs({"from data, dead codes revived": curves["base"],
                                       "from N(0, I), left alone": curves["usual_start"]})
         figures["codebook_loss"] = plot_runs({"with the commitment loss": curves["codebook_loss"],
@@ -596,106 +574,98 @@ def make_figures(model, prior, history, others, codes_train, x_test):
 
 # %% 7. Run
 
+def study(config):
+    """The runs of --study: {phase: constructor arguments}. All are short, each with a whole schedule of its own."""
+    variants = {"base": {}, "usual_start": {"ema": True, "revive": False}, "codebook_loss": {"ema": False},
+                "codebook_loss_no_commitment": {"ema": False, "commitment_cost": 0.0}}
+    for name in ("num_hiddens", "num_residual_hiddens", "num_residual_layers"):
+        for value in (max(1, config[name] // 2), 2 * config[name]):
+            variants[f"{name}_{value}"] = {name: value}
+    return {phase: {**config, **changes} for phase, changes in variants.items()}
+
+
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the metrics. argv: a list of flags, None for sys.argv[1:]."""
-    args = parse_args(argv)
+    """Trains, evaluates, draws and writes; returns the model, the prior and the metrics. argv: a list of flags, None
+    for those of the command line."""
+    args = parser.parse_args(argv)
+    args.n_updates = args.n_updates or (8000 if args.device == "cpu" else 15000)
+    args.batch_size = args.batch_size or (64 if args.device == "cpu" else 256)
     out_dir = args.out_dir / NAME
-    if not args.show:
-        matplotlib.use("Agg")  # draw to files only; needs no display
-    try:
-        x_train, x_test, dataset = common.load_cifar10(args.data_dir, args.device, download=not args.smoke)
-    except common.DataError as error:
-        parser.error(str(error))
-    study_updates = STUDY_UPDATES
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if args.resume and not any(out_dir.glob("checkpoint-*.pt")):
+        parser.error(f"nothing to --resume: there is no checkpoint in {out_dir}")
+    common.use_windows(args.show)
+    x_train, x_test, dataset = common.load_cifar10(args.data_dir, args.device, args.validation, download=not args.smoke)
     if args.smoke:
-        x_train, x_test = x_train[:512], x_test[:256]
-        args.n_updates = study_updates = min(args.n_updates, 3)
-    prior_updates = math.ceil(PRIOR_SHARE * args.n_updates)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    same = {key: value for key, value in settings.items() if key not in ("data_dir", "out_dir", "show", "resume")}
-    saved = {"settings": {**same, "dataset": dataset}, "done": {}, "part": {}}
-    if args.resume:
-        saved = load_checkpoint(args, saved["settings"])
-    variance = float(x_train.var())
+        x_train, x_test, args.n_updates = x_train[:512], x_test[:256], min(args.n_updates, 3)
+    x_train, x_test = (x.contiguous(memory_format=best_layout(args.device)) for x in (x_train, x_test))
+    args.batch_size = min(args.batch_size, len(x_train))
+
     config = {"num_hiddens": args.hidden_dim, "num_residual_hiddens": 32, "num_residual_layers": 2,
               "num_embeddings": args.codebook_size, "embedding_dim": args.latent_dim,
               "commitment_cost": args.commitment_cost, "ema": not args.codebook_loss}
-    # What is trained: {phase: (constructor arguments, updates)}
-    phases = {"main": (config, args.n_updates), "no_commitment": ({**config, "commitment_cost": 0.0}, args.n_updates)}
-    if args.study:
-        variants = {"base": {}, "codebook_loss": {"ema": False},
-                    "codebook_loss_no_commitment": {"ema": False, "commitment_cost": 0.0},
-                    "usual_start": {"ema": True, "revive": False}}
-        for name in ("num_hiddens", "num_residual_hiddens", "num_residual_layers"):
-            for value in (max(1, config[name] // 2), 2 * config[name]):
-                variants[f"{name}_{value}"] = {name: value}
-        phases |= {phase: ({**config, **changes}, study_updates) for phase, changes in variants.items()}
-    print_plan(phases, prior_updates, x_train[:args.batch_size])
-
-    results = {}  # {phase: (model, history, what was measured)}
-    for phase, (arguments, n_updates) in phases.items():
-        model, history, seconds = train(phase, arguments, x_train, x_test, variance, n_updates, args, saved)
-        test = evaluate(model, x_test, variance)
-        results[phase] = model, history, {
-            "n_updates": n_updates, "n_parameters": count_parameters(model), "multiply_adds": multiply_adds(model),
-            "seconds": seconds, **{f"test_{key}": value for key, value in test.items()}}
-    model, history, measured = results.pop("main")
-    trained = evaluate(model, x_train, variance)
+    model, history = train("main", config, x_train, x_test, args.n_updates, args)
     codes_train, codes_test = encode_all(model, x_train), encode_all(model, x_test)
-    prior, prior_history, seconds = train_prior(codes_train, codes_test, args.codebook_size, prior_updates, args, saved)
+    prior, prior_history = train_prior(codes_train, codes_test, args)
+    few = min(args.n_updates, COMPARED_UPDATES)
+    # The same run as the main one, schedule and all, but for one number; it is stopped early.
+    others = {"no_commitment": train("no_commitment", {**config, "commitment_cost": 0.0}, x_train, x_test,
+                                     args.n_updates, args, last=few)}
+    if args.study:
+        others |= {phase: train(phase, arguments, x_train, x_test, few, args)
+                   for phase, arguments in study(config).items()}
+
+    trained, variance = evaluate(model, x_train, float(x_train.var())), float(x_train.var())
+    measured = {phase: {"n_updates": curves["update"][-1], "n_parameters": count_parameters(net),
+                        "multiply_adds": multiply_adds(net), "seconds": curves["seconds"][-1], "history": curves,
+                        **{f"test_{key}": value for key, value in evaluate(net, x_test, variance).items()}}
+                for phase, (net, curves) in {"main": (model, history), **others}.items()}
     metrics = {
         "script": NAME, "dataset": dataset, "n_train": len(x_train), "n_test": len(x_test), "seed": args.seed,
-        "device": args.device, "bfloat16": has_bfloat16(torch.device(args.device).type), **measured,
+        "bfloat16": has_bfloat16(torch.device(args.device).type), **measured.pop("main"),
         "train_loss": trained["loss"], "train_reconstruction": trained["reconstruction"],
-        "prior": {"n_updates": prior_updates, "n_parameters": count_parameters(prior),
-                  "seconds": seconds,
+        "prior": {"n_updates": prior_history["update"][-1], "n_parameters": count_parameters(prior),
+                  "seconds": prior_history["seconds"][-1],
                   "train_bits_per_code": evaluate_prior(prior, codes_train)["loss"],
                   "test_bits_per_code": evaluate_prior(prior, codes_test)["loss"],
                   "code_entropy_bits": entropy_bits(torch.bincount(codes_test.flatten(), minlength=args.codebook_size)),
                   "uniform_bits": math.log2(args.codebook_size), "history": prior_history},
-        "history": history,
-        # The sizes need no curves, and metrics.json is long enough.
-        **{phase: numbers if phase.startswith("num_") else {**numbers, "history": curves}
-           for phase, (_, curves, numbers) in results.items()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "torchvision": torchvision.__version__, "numpy": np.__version__},
-        "settings": settings,
+        **measured, "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),
+        "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
+        "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
     }
     torch.manual_seed(args.seed)  # the figures do not depend on how much the training has drawn
-    figures = make_figures(model, prior, history, results, codes_train, x_test)
-    summary = io.StringIO()
-    with contextlib.redirect_stdout(summary):  # torchsummary prints; it knows no devices but cpu and cuda
+    figures = make_figures(model, prior, history, others, codes_train, x_test)
+    with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
         # In two parts, as it fails on layers that return several tensors, such as the quantizer.
         torchsummary.summary(model.cpu().encoder, (3, 32, 32), device="cpu")
         torchsummary.summary(model.decoder, (args.latent_dim, 8, 8), device="cpu")
 
     # Everything is ready: write it all, each file whole or not at all.
-    for name, figure in figures.items():
-        common.save_figure(figure, out_dir / f"{name}.png")
-    with common.replacing(out_dir / "summary.txt") as path:
-        Path(path).write_text(summary.getvalue())
+    common.save_figures(figures, out_dir, args.show)
     for name, net, arguments in (("model", model, config), ("prior", prior, {"num_embeddings": args.codebook_size})):
         with common.replacing(out_dir / f"{name}.pt") as path:
-            torch.save({"config": arguments, "state_dict": net.state_dict()}, path)
-    with common.replacing(out_dir / "metrics.json") as path:
-        Path(path).write_text(json.dumps(metrics, indent=1) + "\n")
-    (out_dir / "checkpoint.pt").unlink(missing_ok=True)  # nothing is left to resume
-
-    for phase, (_, _, numbers) in results.items():
+            torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, path)
+    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str)}
+    for name, text in texts.items():
+        with common.replacing(out_dir / name) as path:
+            Path(path).write_text(text + "\n")
+    for path in out_dir.glob("checkpoint-*.pt"):  # nothing is left to resume
+        path.unlink()
+    for phase, numbers in measured.items():
         print(f"{phase:27} {numbers['n_parameters']:9,} parameters {numbers['multiply_adds'] / 1e6:6.1f}M multiply-adds"
               f"   test error {numbers['test_reconstruction']:.4f}   perplexity {numbers['test_perplexity']:.0f}")
-    print(f"wrote {os.path.join(out_dir, '')}")
-    ok = {True: "ok", False: "missed"}
-    print(f"test error {metrics['test_reconstruction']:.4f} <= 0.057: {ok[metrics['test_reconstruction'] <= 0.057]},   "
-          f"perplexity {metrics['test_perplexity']:.0f} >= 420: {ok[metrics['test_perplexity'] >= 420]}")
-    if args.show:
-        plt.show()
-    plt.close("all")
-    return metrics
+    print(f"wrote {out_dir}{os.sep}")
+    print(f"test error {metrics['test_reconstruction']:.4f}, perplexity {metrics['test_perplexity']:.0f}, "
+          f"{metrics['prior']['test_bits_per_code']:.2f} bits a code")
+    return model, prior, metrics
 
 
 if __name__ == "__main__":
     try:
-        main([] if "ipykernel" in sys.modules else None)  # in a notebook, sys.argv is the notebook's own
+        model, prior, metrics = main([] if common.IN_NOTEBOOK else None)  # a notebook's sys.argv is not ours
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from checkpoint.pt, once there is one\n")
+        parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from the last checkpoint, once there is one\n")
+    except OSError as error:  # data, a folder or a checkpoint that is not as it should be
+        parser.error(str(error))
