@@ -59,7 +59,7 @@ import common
 NAME = "vqvae"
 PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.3, 64, 2e-3  # the prior gets 0.3 times --n-updates
 COMPARED_UPDATES = 2000  # how far the runs beside the main one go: what they show has happened by then
-CHECKPOINT_SECONDS = 120  # between two checkpoints
+LOG_EVERY, CHECKPOINT_SECONDS = 100, 120  # updates between two lines, seconds between two checkpoints
 
 
 def number(kind, low, high=math.inf):
@@ -332,7 +332,7 @@ def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
         optimizer.step()
         scheduler.step()
         sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
-        if update % 100 and update < last:
+        if update % LOG_EVERY and update < last:
             continue
         means = {key: float(total) / (update - since) for key, total in sums.items()}
         if not math.isfinite(means["loss"]):
