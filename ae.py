@@ -75,7 +75,7 @@ parser.add_argument("--batch-size", type=number(int, 1), default=64, help="image
 parser.add_argument("--lr", type=number(float, 1e-9), default=1e-3, help="peak learning rate of Adam")
 parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the outermost hidden layers, H_d")
 parser.add_argument("--latent-dim", type=number(int, 1), default=2, help="numbers that an image is squeezed into, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same machine: same numbers")
+parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
@@ -138,6 +138,7 @@ def train(model, x_train, x_test, args):
     `train_loss` is the mean over an epoch's batches, as they came; `test_loss` is measured after the epoch.
     """
     updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    # fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
     # High in the middle it explores, at the end it settles: worth some epochs of a constant rate. The schedule also

@@ -76,7 +76,7 @@ parser.add_argument("--batch-size", type=number(int, 1), default=128, help="imag
 parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")
 parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
 parser.add_argument("--latent-dim", type=number(int, 1), default=16, help="size of the latent vector, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same machine: same numbers")
+parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
@@ -206,9 +206,8 @@ def train(model, x_train, x_test, places, args):
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """
     updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    # Adam and its schedule as in vae.py.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
-    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
-    # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
     history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
     start = time.perf_counter()

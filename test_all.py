@@ -119,12 +119,63 @@ def is_an_error(err, script, *words):
     return last.startswith(f"{script}.py: error: ") and "Traceback" not in err and all(word in last for word in words)
 
 
+def tensors(value):
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    value = list(value.values()) if isinstance(value, dict) else value
+    return [t for item in value for t in tensors(item)] if isinstance(value, (list, tuple)) else []
+
+
+class PretendGPU(TorchFunctionMode):
+    """Stands for an accelerator without float64, as Apple's is, on a machine that has none. What `.to(device)` or
+    `device=...` makes is on the device, and so is what is computed from it; `.cpu()` and what is made without naming a
+    device is not. Raises where float64, numpy or a missing kernel meets the device, or where both sides meet in one
+    call. Counts the calls that would wait for the device."""
+    WAITS = {"item", "tolist", "cpu", "nonzero", "bincount", "unique", "__float__", "__int__", "__bool__", "__index__"}
+    NO_KERNEL = {"cummin", "cummax", "numpy", "__array__"}
+
+    def __init__(self):
+        super().__init__()
+        self.waits = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        if name == "__set__" and isinstance(args[1], torch.Tensor):  # param.data = ..., as module.to(device) does
+            args[0].on_device = getattr(args[1], "on_device", False)
+            return result
+        inputs = tensors([args, kwargs])
+        there = any(getattr(t, "on_device", False) for t in inputs)
+        moved = name == "to" and any(isinstance(a, (str, torch.device)) for a in [*args, *kwargs.values()])
+        made = moved or kwargs.get("device") is not None
+        if there and not made and not name.startswith("_") and name != "copy_":
+            if any(t.dim() and not getattr(t, "on_device", False) for t in inputs):
+                raise RuntimeError(f"{name}: tensors on the CPU and on the device in one call")
+        if there and name in self.NO_KERNEL:
+            raise NotImplementedError(f"{name} of a tensor on the device")
+        masked = name in ("__getitem__", "__setitem__") and any(t.dtype == torch.bool for t in tensors([args[1]]))
+        self.waits += there and (name in self.WAITS or masked)
+        if name in ("to", "cpu"):
+            result = result.view_as(result)  # on a CPU these return the very same tensor
+        for t in tensors([result]):
+            t.on_device = made or (there and name != "cpu")
+            if t.on_device and t.dtype == torch.float64:
+                raise TypeError(f"{name}: float64 on a device that has none")
+        return result
+
+
 @functools.cache
 def smoke(script):
-    """Runs the script in smoke size, once; returns its output folder and the metrics that main returned."""
+    """Runs the script in smoke size, once, on a pretended device; returns its output folder and the metrics."""
     out_dir = Path(tempfile.mkdtemp())
     flags = ["--smoke", "--out-dir", str(out_dir), *FLAGS.get(script, [])]
-    result, status, _, err = quiet(SCRIPTS[script].main, flags)
+    load, common.load_mnist = common.load_mnist, common.load_mnist.__wrapped__  # the copy is not on that device
+    try:
+        with PretendGPU():
+            result, status, _, err = quiet(SCRIPTS[script].main, flags)
+    finally:
+        common.load_mnist = load
     assert status == 0, err
     return out_dir / script, json.loads(json.dumps(result[-1], default=str))
 
@@ -874,6 +925,168 @@ def test_resuming_needs_a_good_checkpoint():
     assert (folder / "metrics.json").exists() and not list(folder.glob("checkpoint*"))
 
 
+# %% What the figures claim
+
+class Glass(torch.nn.Module):
+    """Stands for a VAE, and shows what it is given: the "image" that it decodes from z and c has z in its pixels and c
+    in those behind. mu is the middle of the image, logvar is -1."""
+    latent_dim = 20
+    reparameterize = vae.myVAE.reparameterize
+
+    def encode(self, x, c=None):
+        mu = x.flatten(1)[:, 380:400] if c is None else x.flatten(1)[:, 380:400] + c[:, :1]
+        return mu, torch.full_like(mu, -1.0)
+
+    def decode(self, z, c=None):
+        shown = z if c is None else torch.cat([z, c], dim=1)
+        return F.pad(shown, (0, 784 - shown.shape[1])).reshape(-1, 1, 28, 28)
+
+
+def drawn(make_figures, *args):
+    """Calls make_figures; returns {name: (images, row labels, column labels)} of what it gave to plot_images, and
+    {name: figure} of the rest."""
+    calls, original = [], common.plot_images
+
+    def note(images, row_labels=(), column_labels=(), width=8):
+        calls.append((images, list(row_labels), list(column_labels)))
+        return calls[-1]
+
+    common.plot_images = note
+    try:
+        torch.manual_seed(0)
+        figures = make_figures(*args)
+    finally:
+        common.plot_images = original
+    return {name: figure for name, figure in figures.items() if isinstance(figure, tuple)}, figures
+
+
+HISTORY = {f"{which}_{part}": [2.0, 1.0] for which in ("train", "test") for part in ("loss", "bce", "kl")}
+
+
+def test_figures_of_the_autoencoders():
+    torch.manual_seed(0)
+    x, y, model = mnist()[2][:300], mnist()[3][:300], ae.Autoencoder().eval()
+    grids, figures = drawn(ae.make_figures, model, HISTORY, x, y,
+                           {"test_loss": [6, 5, 4, 3, 2, 1], "pca_test_loss": [9, 8, 7, 6, 5, 4]})
+    images, rows, _ = grids["reconstructions"]
+    assert torch.equal(images[0], x[:12]) and close(images[1], model(x[:12]).detach()) and rows[0] == "original"
+    points, grid = figures["latent_space"].axes[0], figures["latent_space_images"].axes[0]
+    assert list(grid.images[0].get_extent()) == [*points.get_xlim(), *points.get_ylim()]  # the same part of the plane
+    z = model.encoder(x).detach()
+    for digit, dots in enumerate(points.collections):
+        assert close(dots.get_offsets().data, z[y == digit])
+    corner = torch.tensor([[points.get_xlim()[0] + 0.5 * np.ptp(points.get_xlim()) / 25,
+                            points.get_ylim()[1] - 0.5 * np.ptp(points.get_ylim()) / 20]], dtype=torch.float32)
+    assert close(grid.images[0].get_array()[:28, :28], model.decoder(corner)[0, 0].detach(), 1e-3)
+    curves = {line.get_label(): line.get_ydata().tolist() for line in figures["sweep"].axes[0].lines}
+    assert curves["autoencoder"] == [6, 5, 4, 3, 2, 1] and [9, 8, 7, 6, 5, 4] in curves.values()
+
+    model, y = denoise_ae.DenoiseAE().eval(), denoise_ae.add_noise(x)
+    grids, figures = drawn(denoise_ae.make_figures, model, HISTORY, x, y, 0.5 * x,
+                           {"bottleneck_size": [32, 64], "test_loss": [2, 1]})
+    images, rows, _ = grids["denoised"]
+    assert rows == ["noisy", "Gaussian\nfilter", "denoised", "clean"]
+    for shown, expected in zip(images, (y, 0.5 * x, model(y).detach(), x)):
+        assert close(shown, expected[:10])
+    line = figures["sweep"].axes[0].lines[0]
+    assert line.get_xdata().tolist() == [32, 64] and line.get_ydata().tolist() == [2, 1]
+
+
+def test_figures_of_the_vae():
+    x, y, kl = mnist()[2][:300], mnist()[3][:300], list(range(20))
+    grids, _ = drawn(vae.make_figures, Glass(), HISTORY, x, y, kl)
+    z = {name: images.flatten(2)[:, :, :20] for name, (images, _, _) in grids.items()}
+    assert abs(z["samples"].mean()) < 0.1 and abs(z["samples"].std() - 1) < 0.1  # from the prior
+    mu = x[0].flatten()[380:400]
+    images, rows, _ = grids["variance"]
+    assert torch.equal(images[:, 0], x[:1].expand(4, 1, 28, 28)) and rows[0] == "variance x 1"
+    for two_rows, factor in ((slice(0, 2), 1), (slice(2, 4), 20)):
+        variance = (z["variance"][two_rows, 1:] - mu).square().mean()
+        assert rows[two_rows.start] == f"variance x {factor}"
+        assert 0.8 < variance / (factor * math.exp(-1)) < 1.25, (factor, variance)
+    images = grids["walk"][0]
+    for row, (a, b) in zip(images, [(1, 7), (3, 8), (4, 9), (0, 6)]):
+        first, last = (x[(y == digit).nonzero()[0, 0]] for digit in (a, b))
+        assert torch.equal(row[0], first) and torch.equal(row[-1], last)
+        for i, image in enumerate(row[1:-1]):
+            expected = (1 - i / 10) * first.flatten()[380:400] + i / 10 * last.flatten()[380:400]
+            assert close(image.flatten()[:20], expected)
+    _, rows, values = grids["traversals"]
+    for row, label in enumerate(rows):
+        dimension = 19 - row  # sorted by kl, the largest first
+        assert label.startswith(f"$z_{{{dimension + 1}}}$") and label.endswith(f"{kl[dimension]:.2f}")
+        assert close(z["traversals"][row, :, dimension], values) and values[0] == -3 and values[-1] == 3
+        rest = [i for i in range(20) if i != dimension]
+        assert close(z["traversals"][row][:, rest], mu[rest].expand(11, -1))
+
+
+def test_figures_of_the_conditional_vaes():
+    x, y = mnist()[2][:300], mnist()[3][:300]
+    grids, _ = drawn(cvae.make_figures, Glass(), HISTORY, x, y)
+    for name, first_column in (("digits", 0), ("style", 2)):
+        images, _, columns = grids[name]
+        assert columns[first_column:] == list(range(10))
+        shown = images[:, first_column:].flatten(2)
+        assert torch.equal(shown[:, :, 20:30], torch.eye(10).expand(len(shown), 10, 10))  # the column's label
+        assert torch.equal(shown[:, :, :20], shown[:, :1, :20].expand(-1, 10, -1))  # one z a row
+    z = grids["digits"][0].flatten(2)[:, 0, :20]
+    assert len(z.unique(dim=0)) == 8 and abs(z.std() - 1) < 0.2
+    images = grids["style"][0]
+    for digit, row in enumerate(images):
+        original = x[(y == digit).nonzero()[0, 0]]
+        assert torch.equal(row[0], original)
+        assert close(row[2].flatten()[:20], original.flatten()[380:400] + (digit == 0))  # mu of this image and its label
+
+    torch.manual_seed(0)
+    x, y = mnist()[2][:1000], mnist()[3][:1000]
+    places, baseline = cvae_structured.split_pixels(1), cvae_structured.BaselineNN().eval()
+    result = {"best_of_k_mse": [3.0, 2.0, 1.0], "baseline_mse": 1.5}
+    history = {**HISTORY, "train_baseline_loss": [2.0, 1.0], "test_baseline_loss": [2.0, 1.0]}
+    model = cvae_structured.myVAE(conditional_vec_dim=196).eval()
+    grids, figures = drawn(cvae_structured.make_figures, model, baseline, history, x, y, places, {1: result})
+    images = grids["samples"][0].flatten(2)
+    torch.manual_seed(0)
+    originals = x[cvae_structured.pick_images(model, x, y, places)].flatten(1)
+    assert close(images[:, 1], originals) and close(images[:, 0][:, places[1]], 0.5)
+    for column in range(2, images.shape[1]):
+        assert close(images[:, column][:, places[0]], originals[:, places[0]])  # what is visible is shown as it is
+    answer = baseline(originals[:, places[0]]).flatten(1)[:, places[1]].detach()
+    assert close(images[:, 2][:, places[1]], answer)
+    samples = images[:, 3:][:, :, places[1]]
+    assert samples.shape[1] == 10 and samples.std(1).min() >= 0 and samples.std(1).mean() > 1e-3
+    lines = figures["best_of_k"].axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[3, 2, 1], [1.5, 1.5]]
+
+
+def test_figures_of_the_vqvae():
+    torch.manual_seed(0)
+    x, codes_train = cifar10()[1][:40], torch.tensor([[0] * 48 + [1] * 16])
+    model = vqvae.VQVAE(num_hiddens=8, num_embeddings=6, embedding_dim=4).eval()
+    model.decode = lambda e: F.pad(e, (12, 12, 12, 12))[:, :3]  # shows the codes in the middle of a picture
+    prior = vqvae.Prior(num_embeddings=6)
+    prior.sample = lambda n: torch.full((n, 8, 8), 5)
+    history = {"update": [1, 2], "train_reconstruction": [2.0, 1.0], "train_commitment": [1.0, 1.0]}
+    tested = vqvae.evaluate(model, x, 0.06)
+    history |= {f"test_{key}": [value, value] for key, value in tested.items()}
+    other = {**history, "test_reconstruction": [7.0, 8.0]}
+    grids, figures = drawn(vqvae.make_figures, model, prior, history, {"no_commitment": (model, other)}, codes_train, x)
+    images = grids["reconstructions"][0]
+    assert torch.equal(images[0], x[:10]) and torch.equal(images[2], x[10:20])
+    assert close(images[1], model(x[:20])[0][:10].detach()) and close(images[3], model(x[:20])[0][10:].detach())
+    images = grids["samples"][0][:, :, :, 12:20, 12:20]  # (6, 17, 3, 8, 8)
+    book = model.quantizer.codebook[:, :3].detach()
+    index = (images.permute(0, 1, 3, 4, 2).unsqueeze(-2) - book).norm(dim=-1).argmin(-1)
+    blocks = [index[:, columns] for columns in (slice(0, 5), slice(6, 11), slice(12, 17))]
+    assert (blocks[0] == 5).all()  # what the prior wrote
+    assert close(torch.bincount(blocks[1].flatten()) / blocks[1].numel(), [0.75, 0.25], 0.05)  # by frequency
+    assert close(torch.bincount(blocks[2].flatten(), minlength=6) / blocks[2].numel(), 1 / 6, 0.05)  # uniformly
+    left, right = figures["commitment"].axes[0].lines
+    assert left.get_ydata().tolist() == history["test_reconstruction"] and right.get_ydata().tolist() == [7, 8]
+    axis = figures["codebook"].axes[0]
+    counts = torch.bincount(vqvae.encode_all(model, x).flatten(), minlength=6)
+    assert close(axis.collections[0].get_sizes(), 4 + 30 * counts / counts.float().mean(), 1e-4)
+
+
 # %% Whole runs
 
 def test_smoke_runs_write_every_file():
@@ -886,7 +1099,7 @@ def test_smoke_runs_write_every_file():
             if name.endswith(".png"):
                 image = matplotlib.image.imread(folder / name)
                 assert 900 <= image.shape[1] <= 1500 and image[..., :3].std() > 0.01, (script, name, image.shape)
-        assert json.loads((folder / "metrics.json").read_text()) == metrics
+        assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
         for key in ("dataset", "n_train", "n_test", "n_parameters", "seed", "device", "processor", "threads", "seconds",
                     "versions", "settings", "train_loss", "test_loss", "history"):
             assert key in metrics, (script, key)
@@ -894,7 +1107,7 @@ def test_smoke_runs_write_every_file():
         assert set(metrics["settings"]) >= {passes, "batch_size", "lr", "hidden_dim", "latent_dim", "seed"}
         assert metrics["script"] == script and metrics[passes] == n
         assert len(metrics["history"]["test_loss"]) == entries
-        counts = re.findall(r"^Trainable params: ([\d,]+)", (folder / "summary.txt").read_text(), re.MULTILINE)
+        counts = re.findall(r"^Trainable params: ([\d,]+)", (folder / "summary.txt").read_text(encoding="utf-8"), re.MULTILINE)
         assert sum(int(count.replace(",", "")) for count in counts) == metrics["n_parameters"], script
         for name in module.__doc__.split("Writes:")[1].split("Paper")[0].replace(",", " ").split():
             assert not name.endswith(".png") or name in names, f"{script} promises {name}"
@@ -1005,17 +1218,51 @@ def test_a_diverging_loss_stops_the_run():
             assert not any((Path(tmp) / script).iterdir())
 
 
+# %% Other devices
+
+def test_everything_runs_on_a_device_without_float64():
+    for script in SCRIPTS:
+        smoke(script)  # under PretendGPU
+
+
+def test_no_update_waits_for_the_device():
+    waits = {}
+    for n in (2, 6):  # updates
+        for script, module in SCRIPTS.items():
+            flags = ["--batch-size", "5", "--hidden-dim", "8", "--out-dir", tempfile.mkdtemp()]
+            flags += ["--n-updates", str(n)] if script == "vqvae" else ["--n-epochs", "1"]
+            args = module.parser.parse_args(flags)
+            with PretendGPU() as gpu:
+                x, y = torch.rand(5 * n, 1, 28, 28).to("cpu"), torch.arange(5 * n).to("cpu") % 10
+                if script == "vqvae":
+                    config = {"num_hiddens": 8, "num_embeddings": 8, "embedding_dim": 4}
+                    run = functools.partial(vqvae.train, "main", config, torch.rand(50, 3, 32, 32).to("cpu"),
+                                            torch.rand(5, 3, 32, 32).to("cpu"), n, args)
+                else:
+                    model = MODELS[script]().to("cpu")
+                    run = functools.partial(module.train, model, *{
+                        "ae": (x, x[:5]), "denoise_ae": (x, x[:5], x[:5]), "vae": (x, x[:5]),
+                        "cvae": (x, y, x[:5], y[:5]),
+                        "cvae_structured": (x, x[:5], [p.to("cpu") for p in cvae_structured.split_pixels(1)]),
+                    }[script], args)
+                _, status, _, err = quiet(run)
+            assert status == 0, (script, err)
+            waits[script, n] = gpu.waits
+    for script in SCRIPTS:
+        assert 0 < waits[script, 2] == waits[script, 6], (script, waits)
+
+
 # %% The report
 
 def test_every_measured_number_is_what_a_run_measured():
     """A number with a marker, 99.7<!--vae:test_loss-->, equals that key of report/vae/metrics.json as printed."""
     count = 0
     for page in (ROOT / "report.md", ROOT / "README.md"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         markers = re.findall(r"([-\d.,]*\d)( ?%)?<!--(\w+):([\w.-]+)-->", text)
         assert len(markers) == text.count("<!--"), f"a marker in {page.name} has no number right before it"
         for printed, percent, script, key in markers:
-            value = json.loads((ROOT / "report" / script / "metrics.json").read_text())
+            value = json.loads((ROOT / "report" / script / "metrics.json").read_text(encoding="utf-8"))
             for part in key.split("."):
                 value = value[int(part)] if isinstance(value, list) else value[part]
             decimals = len(printed.partition(".")[2])
@@ -1027,22 +1274,44 @@ def test_every_measured_number_is_what_a_run_measured():
 
 def test_links_and_formulas_of_the_pages_resolve():
     for page in (ROOT / "report.md", ROOT / "README.md", ROOT / "data" / "README.md"):
-        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for alt, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
             if not target.startswith(("http", "#")):
                 assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
         assert re.sub(r"`[^`]*`", "", text).count("$") % 2 == 0, page.name
         for name, script, line in re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", text):
-            lines = (ROOT / script).read_text().splitlines()
+            lines = (ROOT / script).read_text(encoding="utf-8").splitlines()
             assert name in lines[int(line) - 1], f"{page.name}: {name} is not in line {line} of {script}"
 
 
 def test_summaries_in_the_report_are_torchsummarys():
-    text = (ROOT / "report.md").read_text()
+    text = (ROOT / "report.md").read_text(encoding="utf-8")
     for script in SCRIPTS:
-        summary = (ROOT / "report" / script / "summary.txt").read_text()
+        summary = (ROOT / "report" / script / "summary.txt").read_text(encoding="utf-8")
         tables = re.findall(r"(?:^ +\w+-\d+ .*\n)+", summary, re.MULTILINE)
         assert len(tables) == (2 if script == "vqvae" else 1) and all(table in text for table in tables), script
+
+
+def test_line_1_of_each_script_links_its_section():
+    anchors = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+               for line in (ROOT / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")}
+    for script, module in SCRIPTS.items():
+        link = re.search(r"report\.md#(\S+)", module.__doc__.splitlines()[0])
+        assert link and link[1] in anchors, (script, anchors)
+
+
+def test_the_pages_lines_that_load_a_model_work():
+    """Every block of the pages that loads model.pt runs as it stands, in a folder with a run's results."""
+    blocks = [block for page in ("README.md", "report.md")
+              for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+              if "model.pt" in block]
+    assert len(blocks) >= 2
+    folder = smoke("vae")[0].parent
+    for block in blocks:
+        block = block.replace('"runs/', f'"{folder.as_posix()}/')
+        names = {}
+        exec(block, names)
+        assert names["images"].shape == (10, 1, 28, 28)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ parser.add_argument("--batch-size", type=number(int, 1), default=128, help="imag
 parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")
 parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
 parser.add_argument("--latent-dim", type=number(int, 1), default=16, help="size of the latent vector, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same machine: same numbers")
+parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
@@ -170,6 +170,8 @@ def train(model, x_train, x_test, args):
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """
     updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    # The second beta, 0.99, averages squared gradients over 100 updates. PyTorch's default of 0.999, over 1,000 of these
+    # 4,690, gave 1 to 2 nats more. fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
