@@ -1,4 +1,4 @@
-"""Smoke tests: `python test_all.py` runs them all in about a minute, and so does `pytest test_all.py`.
+"""Smoke tests: `python test_all.py` runs them all in one to two minutes, and so does `pytest test_all.py`.
 
 Nothing is trained for real and no network is needed. The models and losses are held against independent computations,
 every script runs from end to end with --smoke, and every measured number in report.md and README.md is held against
@@ -11,6 +11,7 @@ import inspect
 import io
 import json
 import math
+import os
 import re
 import runpy
 import shutil
@@ -322,6 +323,18 @@ def test_files_are_replaced_whole_or_not_at_all():
         except KeyboardInterrupt:
             pass
         assert path.read_text() == "first" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_figures_stay_open_in_a_notebook_only():
+    for in_notebook in (True, False):
+        with tempfile.TemporaryDirectory() as tmp:
+            common.IN_NOTEBOOK, before = in_notebook, common.IN_NOTEBOOK
+            try:
+                common.save_figures({"empty": common.plt.figure()}, tmp)
+            finally:
+                common.IN_NOTEBOOK = before
+            assert bool(common.plt.get_fignums()) == in_notebook  # what is open is shown under the cell
+            assert [p.name for p in Path(tmp).iterdir()] == ["empty.png"]
 
 
 def test_images_are_tiled_in_reading_order():
@@ -1272,6 +1285,14 @@ def test_every_measured_number_is_what_a_run_measured():
     assert count > 50
 
 
+def test_the_pages_name_the_processor_of_their_times():
+    for script in SCRIPTS:
+        metrics = json.loads((ROOT / "report" / script / "metrics.json").read_text(encoding="utf-8"))
+        for page in ("README.md", "report.md"):
+            assert metrics["processor"] in (ROOT / page).read_text(encoding="utf-8"), (page, script)
+        assert "/" not in str(metrics["settings"]["data_dir"] or ""), script  # nobody's own folders
+
+
 def test_links_and_formulas_of_the_pages_resolve():
     for page in (ROOT / "report.md", ROOT / "README.md", ROOT / "data" / "README.md"):
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -1300,18 +1321,22 @@ def test_line_1_of_each_script_links_its_section():
         assert link and link[1] in anchors, (script, anchors)
 
 
-def test_the_pages_lines_that_load_a_model_work():
-    """Every block of the pages that loads model.pt runs as it stands, in a folder with a run's results."""
+def test_the_lines_that_load_a_model_work():
+    """Every block of the pages that loads model.pt runs as it stands, beside the runs/ of a run."""
     blocks = [block for page in ("README.md", "report.md")
               for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
               if "model.pt" in block]
-    assert len(blocks) >= 2
-    folder = smoke("vae")[0].parent
+    assert len(blocks) == 2
+    before = Path.cwd()
     for block in blocks:
-        block = block.replace('"runs/', f'"{folder.as_posix()}/')
-        names = {}
-        exec(block, names)
-        assert names["images"].shape == (10, 1, 28, 28)
+        with tempfile.TemporaryDirectory() as tmp:
+            shutil.copytree(smoke("vae")[0], Path(tmp) / "runs" / "vae")
+            os.chdir(tmp)
+            try:
+                exec(block, names := {})
+                assert names["images"].shape == (10, 1, 28, 28) and Path("digits.png").stat().st_size > 1000
+            finally:
+                os.chdir(before)
 
 
 if __name__ == "__main__":

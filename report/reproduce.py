@@ -1,0 +1,130 @@
+"""Runs everything that report.md and README.md quote, and writes the numbers into them.
+
+    python report/reproduce.py                all six scripts, all seeds: a day on two CPU cores
+    python report/reproduce.py vae ae         only these
+    python report/reproduce.py --pages        runs nothing: writes the pages from what is there
+
+It prints beforehand what it will run, and can be stopped: what is done is not done again (--again does it again). Seed 0
+writes report/<script>/ whole. Of the other seeds only the metrics are kept, without their histories, in
+report/<script>/seeds.json, together with those of seed 0.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPORT = Path(__file__).resolve().parent
+ROOT = REPORT.parent
+sys.path.insert(0, str(ROOT))
+
+import common
+
+# {script: (flags of its runs, flags of the first runs only, how many first runs, how many runs)}
+RUNS = {
+    "ae": ([], ["--sweep"], 3, 5),
+    "denoise_ae": ([], ["--sweep"], 3, 5),
+    "vae": ([], [], 0, 5),
+    "cvae": (["--compare"], [], 0, 5),
+    "cvae_structured": (["--quadrants", "1", "2", "3"], [], 0, 5),
+    "vqvae": ([], ["--study"], 3, 3),
+}
+
+
+def flags_of(script, seed):
+    flags, first, n_first, _ = RUNS[script]
+    return [*flags, *(first if seed < n_first else []), "--seed", str(seed)]
+
+
+def without_histories(metrics):
+    return {key: without_histories(value) if isinstance(value, dict) else value
+            for key, value in metrics.items() if key != "history"}
+
+
+def read_seeds(script):
+    path = REPORT / script / "seeds.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
+
+
+def run(script, seed):
+    """One run; seed 0 writes to report/, the others to a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as tmp:
+        out_dir = REPORT if seed == 0 else Path(tmp)
+        command = [sys.executable, str(ROOT / f"{script}.py"), *flags_of(script, seed), "--out-dir", str(out_dir)]
+        subprocess.run(command, check=True)
+        metrics = json.loads((out_dir / script / "metrics.json").read_text(encoding="utf-8"))
+    metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
+    runs = {**read_seeds(script)["runs"], str(seed): without_histories(metrics)}
+    command = " ".join(["python", f"{script}.py", *flags_of(script, seed)[:-1], "SEED"])
+    text = json.dumps({"command": command, "seeds": sorted(map(int, runs)), "runs": runs}, indent=1)
+    with common.replacing(REPORT / script / "seeds.json") as path:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+# %% The pages
+
+MARKER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
+                    r"<!--(?P<script>\w+):(?P<seeds>seeds:)?(?P<key>[\w.-]+)-->")
+LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<script>\w+\.py)#L\d+\)")
+
+
+def look_up(metrics, key):
+    for part in key.split("."):
+        metrics = metrics[int(part)] if isinstance(metrics, list) else metrics[part]
+    return metrics
+
+
+def number(marker):
+    """What a marked number should be, printed with the decimals it has."""
+    if marker["seeds"]:
+        values = [look_up(run, marker["key"]) for run in read_seeds(marker["script"])["runs"].values()]
+    else:
+        metrics = (REPORT / marker["script"] / "metrics.json").read_text(encoding="utf-8")
+        values = [look_up(json.loads(metrics), marker["key"])]
+    scale = 100 if marker["percent"] else 1
+
+    def printed(value, like):
+        return f"{value * scale:,.{len(like.partition('.')[2])}f}"
+
+    text = printed(statistics.mean(values), marker["number"])
+    if marker["std"]:
+        text += " ± " + printed(statistics.stdev(values), marker["std"])
+    key = (marker["seeds"] or "") + marker["key"]
+    return f"{text}{marker['percent'] or ''}<!--{marker['script']}:{key}-->"
+
+
+def link(marker):
+    """A link to a function or class, with the line that it stands in today."""
+    name = marker["name"].split(".")[-1]
+    lines = (ROOT / marker["script"]).read_text(encoding="utf-8").splitlines()
+    line = next(i for i, text in enumerate(lines, start=1) if re.match(rf"\s*(def|class) {name}\b", text))
+    return f"[`{marker['name']}`]({marker['script']}#L{line})"
+
+
+def write_pages():
+    for page in (ROOT / "report.md", ROOT / "README.md"):
+        text = LINK.sub(link, MARKER.sub(number, page.read_text(encoding="utf-8")))
+        with common.replacing(page) as path:
+            Path(path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("scripts", nargs="*", help=f"of {', '.join(RUNS)}; none means all")
+    parser.add_argument("--again", action="store_true", help="run what is done already, too")
+    parser.add_argument("--pages", action="store_true", help="run nothing, only write the pages")
+    args = parser.parse_args()
+    if unknown := set(args.scripts) - set(RUNS):
+        parser.error(f"no such script: {', '.join(unknown)}")
+    todo = [] if args.pages else [(script, seed) for script in args.scripts or RUNS for seed in range(RUNS[script][3])
+                                  if args.again or str(seed) not in read_seeds(script)["runs"]]
+    for script, seed in todo:
+        print("to run: python", f"{script}.py", *flags_of(script, seed))
+    for script, seed in todo:
+        print(f"\n-- {script}.py, seed {seed}", flush=True)
+        run(script, seed)
+    write_pages()
