@@ -885,7 +885,7 @@ def test_prior_is_causal():
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
     config = {"num_hiddens": 8, "num_residual_hiddens": 4, "num_embeddings": 16, "embedding_dim": 4}
     images, original, calls = cifar10()[0][:40], vqvae.loss_function, []
-    every, vqvae.LOG_EVERY, vqvae.CHECKPOINT_SECONDS = (vqvae.LOG_EVERY, vqvae.CHECKPOINT_SECONDS), 2, -1
+    every, vqvae.LOG_EVERY = vqvae.LOG_EVERY, 2
 
     def train(out_dir, *flags):
         args = vqvae.parser.parse_args(["--batch-size", "8", "--out-dir", str(out_dir), *flags])
@@ -912,7 +912,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
         again = train(stopped, "--resume")  # nothing is left to do
         assert all(torch.equal(again[key], whole[key]) for key in whole if key != "seconds")
     finally:
-        vqvae.loss_function, (vqvae.LOG_EVERY, vqvae.CHECKPOINT_SECONDS) = original, every
+        vqvae.loss_function, vqvae.LOG_EVERY = original, every
 
 
 def test_resuming_needs_a_good_checkpoint():
@@ -1048,7 +1048,8 @@ def test_figures_of_the_conditional_vaes():
     for digit, row in enumerate(images):
         original = x[(y == digit).nonzero()[0, 0]]
         assert torch.equal(row[0], original)
-        assert close(row[2].flatten()[:20], original.flatten()[380:400] + (digit == 0))  # mu of this image and its label
+        mu = original.flatten()[380:400] + (digit == 0)  # Glass.encode saw this image, and its own label
+        assert close(row[2].flatten()[:20], mu)
 
     torch.manual_seed(0)
     x, y = mnist()[2][:1000], mnist()[3][:1000]
@@ -1120,7 +1121,8 @@ def test_smoke_runs_write_every_file():
         assert set(metrics["settings"]) >= {passes, "batch_size", "lr", "hidden_dim", "latent_dim", "seed"}
         assert metrics["script"] == script and metrics[passes] == n
         assert len(metrics["history"]["test_loss"]) == entries
-        counts = re.findall(r"^Trainable params: ([\d,]+)", (folder / "summary.txt").read_text(encoding="utf-8"), re.MULTILINE)
+        summary = (folder / "summary.txt").read_text(encoding="utf-8")
+        counts = re.findall(r"^Trainable params: ([\d,]+)", summary, re.MULTILINE)
         assert sum(int(count.replace(",", "")) for count in counts) == metrics["n_parameters"], script
         for name in module.__doc__.split("Writes:")[1].split("Paper")[0].replace(",", " ").split():
             assert not name.endswith(".png") or name in names, f"{script} promises {name}"
@@ -1158,8 +1160,9 @@ def test_interrupt_is_one_line():
     if sys.platform == "win32":
         return  # no SIGINT can be sent to a child there
     # A child of a background job inherits that SIGINT is ignored: set it back.
-    start = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); " \
-            f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    start = ("import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+             f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]; "
+             "runpy.run_path(sys.argv[0], run_name='__main__')")
     with tempfile.TemporaryDirectory() as tmp:
         process = subprocess.Popen([sys.executable, "-u", "-c", start, str(ROOT / "ae.py"), "--out-dir", tmp], cwd=tmp,
                                    text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -170,8 +170,8 @@ def train(model, x_train, x_test, args):
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """
     updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # The second beta, 0.99, averages squared gradients over 100 updates. PyTorch's default of 0.999, over 1,000 of these
-    # 4,690, gave 1 to 2 nats more. fused: one pass over the weights instead of a dozen.
+    # The second beta, 0.99, averages squared gradients over 100 updates. PyTorch's default of 0.999, over 1,000 of
+    # these 4,690, gave 1 to 2 nats more. fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.

@@ -59,7 +59,7 @@ import common
 NAME = "vqvae"
 PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.24, 64, 2e-3  # the prior gets 0.24 times --n-updates
 COMPARED_UPDATES = 2000  # how far the runs beside the main one go: what they show has happened by then
-LOG_EVERY, CHECKPOINT_SECONDS = 100, 120  # updates between two lines, seconds between two checkpoints
+LOG_EVERY = 100  # updates between two lines of the history, and between two checkpoints
 
 
 def number(kind, low, high=math.inf):
@@ -85,8 +85,8 @@ def device(text):
 
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# On a CPU time is what counts. On held-out images 10,000 updates of 32 reached 0.0545 of the variance, 8,000 of 64 needed
-# nearly twice the time for 0.0538.
+# On a CPU time is what counts. On held-out images 10,000 updates of 32 reached 0.0545 of the variance; 8,000 of 64
+# needed nearly twice the time for 0.0538.
 parser.add_argument("--n-updates", type=number(int, 1), help="number of updates; None is 15000 on an accelerator, as "
                     "is usual, and 10000 on a CPU")
 parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 256 on an accelerator, 32 "
@@ -311,48 +311,6 @@ def prior_loss(prior, index):
 
 # %% 4. Training
 
-def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
-    """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `seconds` (since the start),
-    `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
-
-    batch_loss: takes a random minibatch and returns {loss, ...}. test_loss: {loss, ...} on test data.
-    last: the update after which to stop, if it is to be before the schedule's end.
-    """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, betas=(0.95, 0.99), fused=True)
-    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
-    # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_updates)
-    parts, last = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, last or n_updates
-    history = load_checkpoint(phase, parts, args) if args.resume else {"update": [], "seconds": []}
-    done, seconds = (history[key][-1] if history[key] else 0 for key in ("update", "seconds"))
-    start, saved, sums, since = time.perf_counter() - seconds, time.perf_counter(), {}, done
-    for update in range(done + 1, last + 1):
-        model.train()
-        terms = batch_loss()
-        optimizer.zero_grad()
-        terms["loss"].backward()
-        optimizer.step()
-        scheduler.step()
-        sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
-        if update % LOG_EVERY and update < last:
-            continue
-        means = {key: float(total) / (update - since) for key, total in sums.items()}
-        if not math.isfinite(means["loss"]):
-            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
-        sums, since, tested, seconds = {}, update, test_loss(), time.perf_counter() - start
-        for key, value in {"update": update, "seconds": seconds, **{f"train_{key}": means[key] for key in means},
-                           **{f"test_{key}": tested[key] for key in tested}}.items():
-            history.setdefault(key, []).append(value)
-        rest = ", ".join(f"{key} {value:.4f}" for key, value in means.items() if key != "loss")
-        print(f"{phase}: update {update:5d}/{last}   loss {means['loss']:.4f}{f' ({rest})' if rest else ''}   "
-              f"test {tested['loss']:.4f}   {seconds / update * 1000:.0f} ms   "
-              f"eta {seconds / update * (last - update):.0f} s", flush=True)
-        if update == last or time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(phase, parts, history, args)
-            saved = time.perf_counter()
-    return history
-
-
 def train(phase, config, x_train, x_test, n_updates, args, last=None):
     """Trains VQVAE(**config) on x_train (n, 3, 32, 32); returns the model and its history (see `fit`; the test entries
     are of the first 1,000 images of x_test)."""
@@ -383,33 +341,82 @@ def train_prior(codes_train, codes_test, args):
                       math.ceil(PRIOR_SHARE * args.n_updates), PRIOR_LR, args)
 
 
+def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
+    """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `seconds` (since the start),
+    `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
+
+    batch_loss: takes a random minibatch and returns {loss, ...}. test_loss: {loss, ...} on test data.
+    last: the update after which to stop, if it is to be before the schedule's end.
+    """
+    last = last or n_updates
+    # The second beta averages squared gradients over 100 updates, as in vae.py; fused: one pass over the weights.
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, betas=(0.95, 0.99), fused=True)
+    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
+    # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_updates)
+    history, parts, sums = {"update": [], "seconds": []}, (model, optimizer, scheduler), {}
+    if args.resume:
+        history = load_checkpoint(phase, parts, args) or history
+    done, seconds = (history[key][-1] if history[key] else 0 for key in ("update", "seconds"))
+    start = time.perf_counter() - seconds
+    for update in range(done + 1, last + 1):
+        model.train()
+        terms = batch_loss()
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        scheduler.step()
+        sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
+        if update % LOG_EVERY == 0 or update == last:
+            means = {key: float(total) / (update - done) for key, total in sums.items()}
+            log(phase, update, last, time.perf_counter() - start, means, test_loss(), history)
+            save_checkpoint(phase, parts, history, args)
+            done, sums = update, {}
+    return history
+
+
+def log(phase, update, last, seconds, means, tested, history):
+    """Adds an entry to the history and prints it."""
+    if not math.isfinite(means["loss"]):
+        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
+    entry = {"update": update, "seconds": seconds, **{f"train_{key}": value for key, value in means.items()},
+             **{f"test_{key}": value for key, value in tested.items()}}
+    for key, value in entry.items():
+        history.setdefault(key, []).append(value)
+    terms = "".join(f" {key} {value:.4f} " for key, value in means.items())
+    print(f"{phase}: update {update:5d}/{last}  {terms}  test {tested['loss']:.4f}   "
+          f"{seconds / update * 1000:.0f} ms   eta {seconds / update * (last - update):.0f} s", flush=True)
+
+
 def best_layout(device):
     """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs. On Apple's some have given
     wrong results with it (pytorch/pytorch#140902), so elsewhere everything stays as it is."""
     return torch.channels_last if device.startswith(("cpu", "cuda")) else torch.contiguous_format
 
 
-# How a run is resumed; nothing else depends on the next two functions. Every phase has a checkpoint of its own, with
+# How a run is resumed; nothing else depends on the next three functions. Every phase has a checkpoint of its own, with
 # weights, moments, schedule, history and random state: on a CPU a resumed run goes through the same numbers as one that
 # was not stopped. A phase that is finished finds that no update is left to do.
 
-def checkpoint_file(phase, args):
-    same = {key: value for key, value in vars(args).items() if key not in ("data_dir", "out_dir", "show", "resume")}
-    return args.out_dir / NAME / f"checkpoint-{phase}.pt", same
+def checkpoint(phase, args):
+    """The file of a phase's checkpoint, and the settings that it depends on."""
+    elsewhere = ("data_dir", "out_dir", "show", "resume")
+    return args.out_dir / NAME / f"checkpoint-{phase}.pt", {k: v for k, v in vars(args).items() if k not in elsewhere}
 
 
 def save_checkpoint(phase, parts, history, args):
-    path, settings = checkpoint_file(phase, args)
+    path, settings = checkpoint(phase, args)
     with common.replacing(path) as temporary:
         torch.save({"settings": settings, "history": history, "rng": torch.get_rng_state(),
-                    **{key: part.state_dict() for key, part in parts.items()}}, temporary)
+                    "parts": [part.state_dict() for part in parts]}, temporary)
 
 
 def load_checkpoint(phase, parts, args):
-    """Restores what an interrupted run with the same settings has saved of this phase; returns the history so far."""
-    path, settings = checkpoint_file(phase, args)
+    """Restores what an interrupted run with the same settings has saved of this phase; returns the history so far, None
+    if there is none."""
+    path, settings = checkpoint(phase, args)
     if not path.exists():
-        return {"update": [], "seconds": []}
+        return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         different = [key for key in settings if saved["settings"][key] != settings[key]]
@@ -419,8 +426,8 @@ def load_checkpoint(phase, parts, args):
         key = different[0]
         raise OSError(f"cannot --resume: {path} was made with {key} {saved['settings'][key]}, and this would be "
                       f"{settings[key]}: use the same flags")
-    for key, part in parts.items():
-        part.load_state_dict(saved[key])
+    for part, state in zip(parts, saved["parts"]):
+        part.load_state_dict(state)
     torch.set_rng_state(saved["rng"])
     return saved["history"]
 
