@@ -388,10 +388,10 @@ def main(argv=None):
     common.save_figures(figures, out_dir, args.show)
     with common.replacing(out_dir / "model.pt") as path:
         torch.save({"config": config, "state_dict": model.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str)}
+    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text + "\n")
+            Path(path).write_text(text)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "

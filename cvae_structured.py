@@ -12,8 +12,8 @@ every z ~ N(0, I). Only the unseen pixels y are to be predicted, so only they co
     L_CVAE = 1/N  sum over images of [ BCE(y_hat, y) + KL(q(z|x,c) || N(0, I)) ],   y_hat: decoder([z, c]), unseen part
     L_NN   = 1/N  sum over images of   BCE(y_hat, y),                               y_hat: BaselineNN(c), unseen part
 
-Run it:    python cvae_structured.py                      one quarter, about three minutes on two cores of a laptop
-           python cvae_structured.py --quadrants 1 2 3    the table of the paper, about ten minutes
+Run it:    python cvae_structured.py                      one quarter, three or four minutes on two cores of a laptop
+           python cvae_structured.py --quadrants 1 2 3    the table of the paper, three times as long
            python cvae_structured.py --smoke              every line of it in seconds, on a few hundred images
 Writes:    runs/cvae_structured/: metrics.json, summary.txt, loss.png, samples.png, best_of_k.png, and the weights
            model.pt and baseline.pt. Where a file can show only one model, it is that of the first of --quadrants.
@@ -193,8 +193,10 @@ def loss_terms(model, x, visible, unseen):
     """The training loss of either model on x (N, 1, H, W), {loss, bce, kl} in nats per image. Only unseen pixels count:
     the model's own loss_function sees no others."""
     c = take(x, visible)  # (N, C)
-    x_hat, *gaussian = [model(c)] if isinstance(model, BaselineNN) else model(x, c)  # gaussian: mu and logvar
-    return model.loss_function(take(x_hat, unseen), take(x, unseen), *gaussian)
+    if isinstance(model, BaselineNN):
+        return model.loss_function(take(model(c), unseen), take(x, unseen))
+    x_hat, mu, logvar = model(x, c)
+    return model.loss_function(take(x_hat, unseen), take(x, unseen), mu, logvar)
 
 
 # %% 4. Training
@@ -419,10 +421,10 @@ def main(argv=None):
     for name, net, arguments in (("model", model, config), ("baseline", baseline.cpu(), baseline_config)):
         with common.replacing(out_dir / f"{name}.pt") as path:
             torch.save({"config": arguments, "state_dict": net.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str)}
+    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text + "\n")
+            Path(path).write_text(text)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"CVAE {metrics['importance_nll_nats']:.1f} < BaselineNN {metrics['baseline_nll_nats']:.1f} nats: "

@@ -15,7 +15,7 @@ log-probability of the data under p(z) = N(0, I):
 BCE makes the code tell images apart, KL makes it forget what is not worth its price and keeps the codes of all images
 together around 0, where the prior samples.
 
-Run it:    python vae.py              train, about two minutes on two cores of a laptop, half of it for the evaluation
+Run it:    python vae.py              train, two or three minutes on two cores of a laptop, half of it to evaluate
            python vae.py --smoke      every line of it in seconds, on a few hundred images
 Writes:    runs/vae/: metrics.json, summary.txt, model.pt, loss.png, samples.png, variance.png, walk.png and
            traversals.png.
@@ -337,10 +337,10 @@ def main(argv=None):
     common.save_figures(figures, out_dir, args.show)
     with common.replacing(out_dir / "model.pt") as path:
         torch.save({"config": config, "state_dict": model.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str)}
+    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text + "\n")
+            Path(path).write_text(text)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "

@@ -656,10 +656,10 @@ def main(argv=None):
     for name, net, arguments in (("model", model, config), ("prior", prior, {"num_embeddings": args.codebook_size})):
         with common.replacing(out_dir / f"{name}.pt") as path:
             torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str)}
+    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text + "\n")
+            Path(path).write_text(text)
     for path in out_dir.glob("checkpoint-*.pt"):  # nothing is left to resume
         path.unlink()
     for phase, numbers in measured.items():

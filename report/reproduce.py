@@ -4,8 +4,8 @@
     python report/reproduce.py vae ae         only these
     python report/reproduce.py --pages        runs nothing: writes the pages from what is there
 
-It prints beforehand what it will run, and can be stopped: what is done is not done again (--again does it again). Seed 0
-writes report/<script>/ whole. Of the other seeds only the metrics are kept, without their histories, in
+It prints beforehand what it will run, and can be stopped: what is done is not done again (--again does it again).
+Seed 0 writes report/<script>/ whole. Of the other seeds only the metrics are kept, without their histories, in
 report/<script>/seeds.json, together with those of seed 0.
 """
 
