@@ -272,11 +272,13 @@ def plot_latent_space(z, y, extent=None):
     for digit, color in enumerate(DIGIT_COLORS):
         axis.scatter(*z[y == digit].T, s=5, color=color, alpha=0.6, linewidths=0, label=str(digit))
     # The number on its cluster: nobody has to tell ten colours apart by the legend alone. It stands where the digit is
-    # frequent and the others are not, so that of two digits that share a region neither hides the other's number.
+    # frequent and the others are not, and not on another number.
     everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=None if extent is None else (extent[:2], extent[2:]))
+    taken = np.zeros_like(everywhere)
     for digit in np.unique(y):
         here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
-        column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1)).argmax(), here.shape)
+        column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1) - taken).argmax(), here.shape)
+        taken[max(column - 1, 0):column + 2, max(row - 1, 0):row + 2] = np.inf  # room for this number
         axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15, fontweight="bold",
                   ha="center", va="center", color=DIGIT_COLORS[digit],
                   path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
