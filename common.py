@@ -202,8 +202,8 @@ def save_figures(figures, folder, show=False):
             figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
     if show:
         plt.show()
-    if not IN_NOTEBOOK:
-        plt.close("all")
+    for figure in figures.values() if not IN_NOTEBOOK else ():
+        plt.close(figure)
 
 
 def plot_losses(history, panels, xlabel="epoch"):

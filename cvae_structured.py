@@ -14,7 +14,7 @@ every z ~ N(0, I). Only the unseen pixels y are to be predicted, so only they co
 
 Run it:    python cvae_structured.py                      one quarter, three or four minutes on two cores of a laptop
            python cvae_structured.py --quadrants 1 2 3    the table of the paper, three times as long
-           python cvae_structured.py --smoke              every line of it in seconds, on a few hundred images
+           python cvae_structured.py --smoke              all of it in seconds, on a few hundred images
 Writes:    runs/cvae_structured/: metrics.json, summary.txt, loss.png, samples.png, best_of_k.png, and the weights
            model.pt and baseline.pt. Where a file can show only one model, it is that of the first of --quadrants.
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
@@ -49,7 +49,7 @@ N_SAMPLES = 100  # per test image, for the estimates of the likelihood and for b
 
 def number(kind, low, high=math.inf):
     """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # argparse shows this name to who types no number at all
+    def number(text):  # its name stands in argparse's message: "invalid number value"
         value = kind(text)
         if not low <= value < high:
             raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
@@ -64,7 +64,7 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try auto or cpu") from None
+        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
     return text
 
 
@@ -81,7 +81,7 @@ parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cu
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
+parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
 parser.add_argument("--quadrants", type=int, nargs="+", choices=(1, 2, 3), default=[1], metavar="Q",
                     help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
@@ -123,7 +123,7 @@ class myVAE(nn.Module):
 
     def reparameterize(self, mu, logvar):
         """z = mu + sigma * epsilon, epsilon ~ N(0, I): a sample of q(z|x) through which gradients reach mu and logvar
-        (Kingma and Welling, section 2.4). A sampler called with mu and sigma would not let them through."""
+        (Kingma and Welling, section 2.4). torch.normal(mu, sigma) would not let them through."""
         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
     def decode(self, z, c=None):
@@ -228,6 +228,8 @@ def train(model, x_train, x_test, places, args):
             history[f"train_{part}"].append(float(sums[part]) / len(x_train))
             history[f"test_{part}"].append(test)
         loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
+        if not math.isfinite(loss):
+            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
         print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
               f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
@@ -398,7 +400,7 @@ def main(argv=None):
     if args.smoke:
         x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
 
-    runs = {quadrants: run(quadrants, x_train, x_test, args) for quadrants in args.quadrants}
+    runs = {quadrants: run(quadrants, x_train, x_test, args) for quadrants in dict.fromkeys(args.quadrants)}
     (model, baseline), (config, baseline_config), first = runs[args.quadrants[0]]
     results = {quadrants: metrics for quadrants, (_, _, metrics) in runs.items()}
     metrics = {
@@ -417,7 +419,6 @@ def main(argv=None):
         torchsummary.summary(model.cpu(), [(28 * 28,), (config["conditional_vec_dim"],)], device="cpu")
 
     # Everything is ready: write it all, each file whole or not at all.
-    common.save_figures(figures, out_dir, args.show)
     for name, net, arguments in (("model", model, config), ("baseline", baseline.cpu(), baseline_config)):
         with common.replacing(out_dir / f"{name}.pt") as path:
             torch.save({"config": arguments, "state_dict": net.state_dict()}, path)
@@ -425,6 +426,7 @@ def main(argv=None):
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
             Path(path).write_text(text)
+    common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"CVAE {metrics['importance_nll_nats']:.1f} < BaselineNN {metrics['baseline_nll_nats']:.1f} nats: "
@@ -434,12 +436,13 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        model, baseline, metrics = main([] if common.IN_NOTEBOOK else None)  # a notebook's sys.argv is not ours
+        # In a notebook sys.argv holds the notebook's flags, not ours.
+        model, baseline, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; results of earlier runs are untouched\n")
-    except RuntimeError as error:
+        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
+    except RuntimeError as error:  # BCE refuses NaN, on most devices
         if "between 0 and 1" not in str(error) and "device-side assert" not in str(error):
             raise
-        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")  # BCE refuses such an x_hat
+        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
     except OSError as error:  # data or a folder that is not as it should be
         parser.error(str(error))

@@ -13,7 +13,7 @@ batch: the network never sees the same noisy image twice and cannot learn it by 
 
 Run it:    python denoise_ae.py              train, five to ten minutes on two cores of a laptop
            python denoise_ae.py --sweep      then train other bottleneck sizes too
-           python denoise_ae.py --smoke      every line of it in seconds, on a few hundred images
+           python denoise_ae.py --smoke      all of it in seconds, on a few hundred images
 Writes:    runs/denoise_ae/: metrics.json, summary.txt, model.pt, loss.png, denoised.png, and sweep.png with --sweep.
 Paper:     Vincent, Larochelle, Bengio and Manzagol, Extracting and Composing Robust Features with Denoising
            Autoencoders, ICML 2008.
@@ -48,7 +48,7 @@ SWEEP = (2, 6, 16)  # bottleneck channels of --sweep
 
 def number(kind, low, high=math.inf):
     """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # argparse shows this name to who types no number at all
+    def number(text):  # its name stands in argparse's message: "invalid number value"
         value = kind(text)
         if not low <= value < high:
             raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
@@ -63,7 +63,7 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try auto or cpu") from None
+        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
     return text
 
 
@@ -80,7 +80,7 @@ parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cu
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
+parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
 parser.add_argument("--sweep", action="store_true", help=f"also train with {SWEEP} bottleneck channels")
 
@@ -138,7 +138,7 @@ def add_noise(x, generator=None):
 
 def best_layout(device):
     """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs: here an epoch takes three
-    quarters of the time. On Apple's GPUs some have given wrong results with it (pytorch/pytorch#140902)."""
+    quarters of the time. On Apple's GPUs it has led to errors (pytorch/pytorch#140902)."""
     return torch.channels_last if device.startswith(("cpu", "cuda")) else torch.contiguous_format
 
 
@@ -301,13 +301,13 @@ def main(argv=None):
         torchsummary.summary(model.cpu(), (1, 28, 28), device="cpu")
 
     # Everything is ready: write it all, each file whole or not at all.
-    common.save_figures(figures, out_dir, args.show)
     with common.replacing(out_dir / "model.pt") as path:
         torch.save({"config": config, "state_dict": model.state_dict()}, path)
     texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
             Path(path).write_text(text)
+    common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"train loss {metrics['train_loss']:.4f} < 0.025: {ok[metrics['train_loss'] < 0.025]},   "
@@ -317,8 +317,9 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        model, metrics = main([] if common.IN_NOTEBOOK else None)  # a notebook's sys.argv is not ours
+        # In a notebook sys.argv holds the notebook's flags, not ours.
+        model, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; results of earlier runs are untouched\n")
+        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
     except OSError as error:  # data or a folder that is not as it should be
         parser.error(str(error))

@@ -16,7 +16,7 @@ BCE makes the code tell images apart, KL makes it forget what is not worth its p
 together around 0, where the prior samples.
 
 Run it:    python vae.py              train, two or three minutes on two cores of a laptop, half of it to evaluate
-           python vae.py --smoke      every line of it in seconds, on a few hundred images
+           python vae.py --smoke      all of it in seconds, on a few hundred images
 Writes:    runs/vae/: metrics.json, summary.txt, model.pt, loss.png, samples.png, variance.png, walk.png and
            traversals.png.
 Papers:    Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114.
@@ -51,7 +51,7 @@ IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x)
 
 def number(kind, low, high=math.inf):
     """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # argparse shows this name to who types no number at all
+    def number(text):  # its name stands in argparse's message: "invalid number value"
         value = kind(text)
         if not low <= value < high:
             raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
@@ -66,7 +66,7 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try auto or cpu") from None
+        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
     return text
 
 
@@ -83,7 +83,7 @@ parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cu
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
+parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
 
 
@@ -121,7 +121,7 @@ class myVAE(nn.Module):
 
     def reparameterize(self, mu, logvar):
         """z = mu + sigma * epsilon, epsilon ~ N(0, I): a sample of q(z|x) through which gradients reach mu and logvar
-        (Kingma and Welling, section 2.4). A sampler called with mu and sigma would not let them through."""
+        (Kingma and Welling, section 2.4). torch.normal(mu, sigma) would not let them through."""
         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
     def decode(self, z, c=None):
@@ -194,6 +194,8 @@ def train(model, x_train, x_test, args):
             history[f"train_{part}"].append(float(sums[part]) / len(x_train))
             history[f"test_{part}"].append(test)
         loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
+        if not math.isfinite(loss):
+            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
         print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
               f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
@@ -334,13 +336,13 @@ def main(argv=None):
         torchsummary.summary(model.cpu(), (1, 28, 28), device="cpu")
 
     # Everything is ready: write it all, each file whole or not at all.
-    common.save_figures(figures, out_dir, args.show)
     with common.replacing(out_dir / "model.pt") as path:
         torch.save({"config": config, "state_dict": model.state_dict()}, path)
     texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
             Path(path).write_text(text)
+    common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}{os.sep}")
     ok = {True: "ok", False: "missed"}
     print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "
@@ -350,12 +352,13 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        model, metrics = main([] if common.IN_NOTEBOOK else None)  # a notebook's sys.argv is not ours
+        # In a notebook sys.argv holds the notebook's flags, not ours.
+        model, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; results of earlier runs are untouched\n")
-    except RuntimeError as error:
+        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
+    except RuntimeError as error:  # BCE refuses NaN, on most devices
         if "between 0 and 1" not in str(error) and "device-side assert" not in str(error):
             raise
-        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")  # BCE refuses such an x_hat
+        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
     except OSError as error:  # data or a folder that is not as it should be
         parser.error(str(error))

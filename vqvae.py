@@ -20,7 +20,7 @@ which; what it writes, decoded, are new images.
 Run it:    python vqvae.py              this run, the start of the same without commitment, and the prior; half an
                                         hour on two cores of a laptop
            python vqvae.py --study      also the codebook loss, the usual start and other sizes: twice as long
-           python vqvae.py --smoke      every line of it in seconds, on a few hundred images
+           python vqvae.py --smoke      all of it in seconds, on a few hundred images
            python vqvae.py --resume     go on where a run with the same flags was stopped
 Writes:    runs/vqvae/: metrics.json, summary.txt, model.pt, prior.pt, loss.png, codebook.png, commitment.png,
            reconstructions.png and samples.png; with --study also start.png and codebook_loss.png; while it runs
@@ -64,7 +64,7 @@ LOG_EVERY = 100  # updates between two lines of the history, and between two che
 
 def number(kind, low, high=math.inf):
     """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # argparse shows this name to who types no number at all
+    def number(text):  # its name stands in argparse's message: "invalid number value"
         value = kind(text)
         if not low <= value < high:
             raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
@@ -79,7 +79,7 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try auto or cpu") from None
+        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
     return text
 
 
@@ -101,7 +101,7 @@ parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cu
 parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="a run of seconds that goes through every line")
+parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="test on 5,000 held-out training images, to choose by")
 parser.add_argument("--codebook-size", type=number(int, 2), default=512, help="number of codes, K")
 parser.add_argument("--commitment-cost", type=number(float, 0), default=0.25, help="lambda; the comparison run has 0")
@@ -159,7 +159,7 @@ class VectorQuantizer(nn.Module):
             # Drawn for all codes and used for the dead ones: to ask how many these are would make an accelerator wait.
             chosen = z[torch.randint(len(z), (len(dead),), device=z.device)]  # (K, D)
             self.codebook.copy_(torch.where(dead.unsqueeze(1), chosen, self.codebook))
-            # Just above the threshold: if no z uses it here either, it has another chance 18 updates later.
+            # Just above the threshold: if no z uses it here either, it has another chance 19 updates later.
             self.ema_count.masked_fill_(dead, 0.48 * share)
             self.ema_sum.copy_(torch.where(dead.unsqueeze(1), 0.48 * share * chosen, self.ema_sum))
 
@@ -320,7 +320,7 @@ def train(phase, config, x_train, x_test, n_updates, args, last=None):
 
     def batch_loss():
         # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
-        x = x_train[torch.randint(len(x_train), (args.batch_size,), device=x_train.device)]
+        x = x_train[torch.randint(len(x_train), (args.batch_size,)).to(x_train.device)]
         x_hat, z, e, _ = model(x)
         return loss_function(model, x_hat, x, z, e, variance)
 
@@ -334,7 +334,7 @@ def train_prior(codes_train, codes_test, args):
     prior = Prior(args.codebook_size).to(args.device)
 
     def batch_loss():
-        rows = torch.randint(len(codes_train), (PRIOR_BATCH_SIZE,), device=codes_train.device)
+        rows = torch.randint(len(codes_train), (PRIOR_BATCH_SIZE,)).to(codes_train.device)
         return {"loss": prior_loss(prior, codes_train[rows])}
 
     return prior, fit("prior", prior, batch_loss, lambda: evaluate_prior(prior, codes_test[:1000]),
@@ -389,8 +389,8 @@ def log(phase, update, last, seconds, means, tested, history):
 
 
 def best_layout(device):
-    """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs. On Apple's some have given
-    wrong results with it (pytorch/pytorch#140902), so elsewhere everything stays as it is."""
+    """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs. On Apple's it has led to
+    errors (pytorch/pytorch#140902), so elsewhere everything stays as it is."""
     return torch.channels_last if device.startswith(("cpu", "cuda")) else torch.contiguous_format
 
 
@@ -400,7 +400,7 @@ def best_layout(device):
 
 def checkpoint(phase, args):
     """The file of a phase's checkpoint, and the settings that it depends on."""
-    elsewhere = ("data_dir", "out_dir", "show", "resume")
+    elsewhere = ("data_dir", "out_dir", "show", "study", "resume")
     return args.out_dir / NAME / f"checkpoint-{phase}.pt", {k: v for k, v in vars(args).items() if k not in elsewhere}
 
 
@@ -420,14 +420,15 @@ def load_checkpoint(phase, parts, args):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         different = [key for key in settings if saved["settings"][key] != settings[key]]
+        if not different:
+            for part, state in zip(parts, saved["parts"]):
+                part.load_state_dict(state)
     except Exception:  # a damaged file can raise nearly anything
         raise OSError(f"cannot --resume: {path} is damaged: delete it, and this phase is done again") from None
     if different:
         key = different[0]
         raise OSError(f"cannot --resume: {path} was made with {key} {saved['settings'][key]}, and this would be "
                       f"{settings[key]}: use the same flags")
-    for part, state in zip(parts, saved["parts"]):
-        part.load_state_dict(state)
     torch.set_rng_state(saved["rng"])
     return saved["history"]
 
@@ -469,7 +470,7 @@ def entropy_bits(counts):
 def encode_all(model, x):
     """The codes of x (n, 3, 32, 32): index (n, 64)"""
     model.eval()
-    return torch.cat([model(batch)[-1].flatten(1) for batch in x.split(500)])
+    return torch.cat([model.quantizer(model.encode(batch))[1].flatten(1) for batch in x.split(500)])
 
 
 @torch.no_grad()
@@ -554,7 +555,9 @@ def make_figures(model, prior, history, others, codes_train, x_test):
     figures = {"loss": common.plot_losses(history, {
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
     without, history_without = others["no_commitment"]
-    figures["codebook"] = plot_codebooks({"with the commitment loss": model, "without": without}, x_test)
+    figures["codebook"] = plot_codebooks({
+        f"with the commitment loss, {history['update'][-1]:,} updates": model,
+        f"without, {history_without['update'][-1]:,} updates": without}, x_test)
     figures["commitment"] = plot_runs({"with the commitment loss": history, "without": history_without})
 
     x = x_test[:20]
@@ -585,7 +588,7 @@ def make_figures(model, prior, history, others, codes_train, x_test):
 
 def study(config):
     """The runs of --study: {phase: constructor arguments}. All are short, each with a whole schedule of its own."""
-    variants = {"base": {}, "usual_start": {"ema": True, "revive": False}, "codebook_loss": {"ema": False},
+    variants = {"base": {"ema": True}, "usual_start": {"ema": True, "revive": False}, "codebook_loss": {"ema": False},
                 "codebook_loss_no_commitment": {"ema": False, "commitment_cost": 0.0}}
     for name in ("num_hiddens", "num_residual_hiddens", "num_residual_layers"):
         for value in (max(1, config[name] // 2), 2 * config[name]):
@@ -597,14 +600,17 @@ def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model, the prior and the metrics. argv: a list of flags, None
     for those of the command line."""
     args = parser.parse_args(argv)
-    args.n_updates = args.n_updates or (10000 if args.device == "cpu" else 15000)
-    args.batch_size = args.batch_size or (32 if args.device == "cpu" else 256)
+    args.n_updates = args.n_updates or (10000 if args.device.startswith("cpu") else 15000)
+    args.batch_size = args.batch_size or (32 if args.device.startswith("cpu") else 256)
     out_dir = args.out_dir / NAME
     out_dir.mkdir(parents=True, exist_ok=True)
     if args.resume and not any(out_dir.glob("checkpoint-*.pt")):
         parser.error(f"nothing to --resume: there is no checkpoint in {out_dir}")
     common.use_windows(args.show)
     x_train, x_test, dataset = common.load_cifar10(args.data_dir, args.device, args.validation, download=not args.smoke)
+    args.dataset = dataset  # a run on the sample is not resumed on the whole
+    for old in [] if args.resume else out_dir.glob("checkpoint-*.pt"):
+        old.unlink()
     if args.smoke:
         x_train, x_test, args.n_updates = x_train[:512], x_test[:256], min(args.n_updates, 3)
     x_train, x_test = (x.contiguous(memory_format=best_layout(args.device)) for x in (x_train, x_test))
@@ -652,7 +658,6 @@ def main(argv=None):
         torchsummary.summary(model.decoder, (args.latent_dim, 8, 8), device="cpu")
 
     # Everything is ready: write it all, each file whole or not at all.
-    common.save_figures(figures, out_dir, args.show)
     for name, net, arguments in (("model", model, config), ("prior", prior, {"num_embeddings": args.codebook_size})):
         with common.replacing(out_dir / f"{name}.pt") as path:
             torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, path)
@@ -660,6 +665,7 @@ def main(argv=None):
     for name, text in texts.items():
         with common.replacing(out_dir / name) as path:
             Path(path).write_text(text)
+    common.save_figures(figures, out_dir, args.show)
     for path in out_dir.glob("checkpoint-*.pt"):  # nothing is left to resume
         path.unlink()
     for phase, numbers in measured.items():
@@ -673,7 +679,8 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        model, prior, metrics = main([] if common.IN_NOTEBOOK else None)  # a notebook's sys.argv is not ours
+        # In a notebook sys.argv holds the notebook's flags, not ours.
+        model, prior, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
     except KeyboardInterrupt:
         parser.exit(130, f"\n{NAME}.py: stopped; --resume goes on from the last checkpoint, once there is one\n")
     except OSError as error:  # data, a folder or a checkpoint that is not as it should be

@@ -109,7 +109,7 @@ def write_pages():
     for page in (ROOT / "report.md", ROOT / "README.md"):
         text = LINK.sub(link, MARKER.sub(number, page.read_text(encoding="utf-8")))
         with common.replacing(page) as path:
-            Path(path).write_text(text, encoding="utf-8")
+            Path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
