@@ -69,11 +69,15 @@ def device(text):
 
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+# What the assignment allows.
 parser.add_argument("--n-epochs", type=number(int, 1), default=20, help="passes over the training set")
+# Twice as many took 15 % less time, for an error of 0.01137 instead of 0.01131 on held-out images.
 parser.add_argument("--batch-size", type=number(int, 1), default=64, help="images per update, N")
-# Batch normalization allows a far higher rate than the usual 1e-3, and so few parameters need it to be done in time.
+# With batch normalization a rate of 20 times the usual 1e-3 still trains well.
 parser.add_argument("--lr", type=number(float, 1e-9), default=2e-2, help="peak learning rate of Adam")
+# 14,805 parameters, of 15,000 allowed. 8 to 12 channels with other kernels gave 0.0114 to 0.0118 on held-out images.
 parser.add_argument("--hidden-dim", type=number(int, 1), default=11, help="channels of the convolutions, H_d")
+# 32 x 4 x 4 = 512 numbers: fewer than the 784 of an image.
 parser.add_argument("--latent-dim", type=number(int, 1), default=32, help="channels of the bottleneck, Z, each 4 x 4")
 parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
@@ -149,7 +153,7 @@ def train(model, x_train, x_test, y_test, args):
     the mean over an epoch's batches, as they came; `test_loss` is measured after the epoch.
     """
     updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # fused: one pass over the weights instead of a dozen.
+    # The second beta as in vae.py; fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 15 % of the updates and then falls to nearly 0.
     # High at first it explores, at the end it settles: worth some epochs of a constant rate. The schedule also moves

@@ -1083,6 +1083,9 @@ def test_figures_of_the_vqvae():
     torch.manual_seed(0)
     x, codes_train = cifar10()[1][:40], torch.tensor([[0] * 48 + [1] * 16])
     model = vqvae.VQVAE(num_hiddens=8, num_embeddings=6, embedding_dim=4).eval()
+    with torch.no_grad():  # codes near the z of some images, so that images differ in their codes
+        z = model.encode(x)[:6, :, 3, 3]
+        model.quantizer.codebook.copy_(z + 1e-3 * torch.randn_like(z))
     model.decode = lambda e: F.pad(e, (12, 12, 12, 12))[:, :3]  # shows the codes in the middle of a picture
     prior = vqvae.Prior(num_embeddings=6)
     prior.sample = lambda n: torch.full((n, 8, 8), 5)

@@ -72,11 +72,15 @@ def device(text):
 
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+# What the assignment allows.
 parser.add_argument("--n-epochs", type=number(int, 1), default=10, help="passes over the training set")
+# As in most VAEs on MNIST.
 parser.add_argument("--batch-size", type=number(int, 1), default=128, help="images per update, N")
 # Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
 parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")
+# 1.35 million parameters, of 1.5 million allowed.
 parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
+# More than it needs: training leaves six of them unused.
 parser.add_argument("--latent-dim", type=number(int, 1), default=16, help="size of the latent vector, Z")
 parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")

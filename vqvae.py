@@ -94,6 +94,7 @@ parser.add_argument("--batch-size", type=number(int, 1), help="images per update
 # The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that and ends near 0; a peak of 1e-3 did as
 # well (0.0547 on held-out images).
 parser.add_argument("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate of Adam")
+# Width, K, D and lambda are those that the usual implementations have.
 parser.add_argument("--hidden-dim", type=number(int, 1), default=128, help="channels of en- and decoder, num_hiddens")
 parser.add_argument("--latent-dim", type=number(int, 1), default=64, help="size of a code, D")
 parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
