@@ -898,6 +898,10 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
         model, history = quiet(vqvae.train, "main", config, images, images[:10], 6, args)[0]
         return {**model.state_dict(), **{key: torch.tensor(values) for key, values in history.items()}}
 
+    def note(*args, **kwargs):
+        calls.append(original(*args, **kwargs))
+        return calls[-1]
+
     def stop_half_way(*args):
         calls.append(1)
         if len(calls) == 6:  # two updates, a test, two updates, a test: the second test has no checkpoint yet
@@ -905,8 +909,13 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
         return original(*args)
 
     try:
-        whole, stopped = train(tempfile.mkdtemp()), tempfile.mkdtemp()
+        vqvae.loss_function, stopped = note, tempfile.mkdtemp()
+        whole = train(tempfile.mkdtemp())
+        assert len(calls) == 9  # two updates, a test, and so on: the entries are the means of two updates each
+        losses = [(a["loss"] + b["loss"]).item() / 2 for a, b, _ in zip(calls[::3], calls[1::3], calls[2::3])]
+        assert close(whole["train_loss"], losses)
         vqvae.loss_function = stop_half_way
+        calls.clear()
         try:
             train(stopped)
             raise AssertionError("not stopped")
