@@ -72,11 +72,10 @@ def device(text):
 
 parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# Epochs, batch, rate and Z together: with vae.py's settings 95 % of the samples showed the digit that was asked for,
-# with these 99 % do.
+# Epochs, batch, rate and Z were chosen together: with vae.py's settings 95 % of the samples showed the digit that was
+# asked for, with these 99 % do.
 parser.add_argument("--n-epochs", type=number(int, 1), default=30, help="passes over the training set")
 parser.add_argument("--batch-size", type=number(int, 1), default=256, help="images per update, N")
-# Larger batches bear a higher rate than vae.py's.
 parser.add_argument("--lr", type=number(float, 1e-9), default=5e-3, help="peak learning rate of Adam")
 # As in vae.py.
 parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")

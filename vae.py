@@ -74,7 +74,7 @@ parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 # What the assignment allows.
 parser.add_argument("--n-epochs", type=number(int, 1), default=10, help="passes over the training set")
-# As in most VAEs on MNIST.
+# As in the VAE of PyTorch's own examples.
 parser.add_argument("--batch-size", type=number(int, 1), default=128, help="images per update, N")
 # Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
 parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")

@@ -95,7 +95,7 @@ parser.add_argument("--batch-size", type=number(int, 1), help="images per update
 # well (0.0547 on held-out images).
 parser.add_argument("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate of Adam")
 # Width, K, D and lambda are those that the usual implementations have.
-parser.add_argument("--hidden-dim", type=number(int, 1), default=128, help="channels of en- and decoder, num_hiddens")
+parser.add_argument("--hidden-dim", type=number(int, 1), default=128, help="channels of both networks, num_hiddens")
 parser.add_argument("--latent-dim", type=number(int, 1), default=64, help="size of a code, D")
 parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
@@ -557,8 +557,8 @@ def make_figures(model, prior, history, others, codes_train, x_test):
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
     without, history_without = others["no_commitment"]
     figures["codebook"] = plot_codebooks({
-        f"with the commitment loss, {history['update'][-1]:,} updates": model,
-        f"without, {history_without['update'][-1]:,} updates": without}, x_test)
+        f"with the commitment loss,\n{history['update'][-1]:,} updates": model,
+        f"without it,\n{history_without['update'][-1]:,} updates": without}, x_test)
     figures["commitment"] = plot_runs({"with the commitment loss": history, "without": history_without})
 
     x = x_test[:20]
