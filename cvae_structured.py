@@ -264,13 +264,15 @@ def measure(model, baseline, x, places, n_samples):
     baseline_nll_nats:     the baseline has no z: its BCE is its -log p(y|c).
     sample_std:            a pixel's standard deviation over the samples from the prior, averaged over unseen pixels.
     best_of_k_mse:         list over k: the lowest squared error per unseen pixel among the first k samples.
+    mean_of_k_mse:         the same error of the mean of all samples, which is no sample.
     baseline_mse:          the same error of the baseline's one answer.
     beats_baseline_at_k:   how many samples it takes until the best of them has a lower error than the baseline.
     """
     model.eval()
     baseline.eval()
     visible, unseen = places
-    totals = dict.fromkeys(("monte_carlo_nll_nats", "importance_nll_nats", "sample_std", "baseline_mse"), 0.0)
+    totals = dict.fromkeys(("monte_carlo_nll_nats", "importance_nll_nats", "sample_std", "mean_of_k_mse",
+                            "baseline_mse"), 0.0)
     best = torch.zeros(n_samples, dtype=torch.float64)
     for batch in x.split(max(1, 5000 // n_samples)):
         c, y = take(batch, visible), take(batch, unseen)  # (n, C), (n, H*W - C)
@@ -290,6 +292,7 @@ def measure(model, baseline, x, places, n_samples):
         totals["monte_carlo_nll_nats"] += float((math.log(n_samples) - log_monte_carlo).sum())
         totals["importance_nll_nats"] += float((math.log(n_samples) - log_importance).sum())
         totals["sample_std"] += float(y_hat.std(0).mean(-1).sum())
+        totals["mean_of_k_mse"] += float(((y_hat.mean(0) - y) ** 2).mean(-1).sum())
         totals["baseline_mse"] += float(((take(baseline(c), unseen) - y) ** 2).mean(-1).sum())
         best += errors.cpu().cummin(dim=0).values.double().sum(1)  # on the CPU: not every accelerator has cummin
     means = {key: total / len(x) for key, total in totals.items()}

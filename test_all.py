@@ -52,12 +52,12 @@ MODELS = {  # what builds each model as its script does
 }
 BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000, "cvae": 1_500_000}  # trainable parameters
 FLAGS = {  # go everywhere, fast
-    "ae": ["--sweep"], "denoise_ae": ["--sweep"], "cvae": ["--compare"], "cvae_structured": ["--quadrants", "1", "3"],
+    "ae": ["--sweep"], "denoise_ae": ["--sweep"], "vae": ["--sweep"], "cvae": ["--compare"], "cvae_structured": ["--quadrants", "1", "3"],
     "vqvae": ["--study", "--batch-size", "8", "--hidden-dim", "32"],
 }
 NOT_NEGATIVE = {"vqvae": ["--codebook-size", "--commitment-cost"]}
 FIGURES = {"ae": "loss latent_space latent_space_images reconstructions sweep", "denoise_ae": "loss denoised sweep",
-           "vae": "loss samples variance walk traversals", "cvae": "loss digits style",
+           "vae": "loss samples variance walk traversals rate_distortion beta", "cvae": "loss digits style",
            "cvae_structured": "loss samples best_of_k",
            "vqvae": "loss codebook commitment reconstructions samples start codebook_loss"}
 WEIGHTS = {"cvae_structured": {"model.pt", "baseline.pt"}, "vqvae": {"model.pt", "prior.pt"}}
@@ -574,23 +574,28 @@ def test_one_hot_condition():
     assert cvae.condition(vae.myVAE(), torch.arange(3)) is None
 
 
-def test_linear_classifier_on_mu():
-    class Fake:  # an "encoder" whose mu is the label in one-hot form, or noise
-        latent_dim, conditional_vec_dim = 10, 10
+def test_classifiers_on_mu():
+    class Fake:  # an "encoder" whose mu is what `encode` makes of the condition
+        conditional_vec_dim = 10
 
-        def __init__(self, knows):
-            self.knows = knows
+        def __init__(self, encode):
+            self.encode = lambda x, c: (encode(c), None)
+            self.latent_dim = encode(torch.eye(10)).shape[1]
 
         def eval(self):
             return self
 
-        def encode(self, x, c):
-            return (c + 0.01 * x[:, 0, 0, :10] if self.knows else torch.randn(len(x), 10)), None
-
     torch.manual_seed(0)
     sets = (mnist()[0][:2000], mnist()[1][:2000], mnist()[2][:1000], mnist()[3][:1000])
-    assert cvae.latent_label_accuracy(Fake(True), *sets) > 0.99
-    assert cvae.latent_label_accuracy(Fake(False), *sets) < 0.2
+    sign = torch.tensor([1.0, -1.0])
+    for encode, linear, nearest in (
+            (lambda c: c + 0.01 * torch.randn(len(c), 10), 1, 1),  # plain to see
+            (lambda c: torch.randn(len(c), 10), 0.1, 0.1),  # nothing to see
+            # Digit d lies on a circle of radius d, anywhere: curled up, but all there.
+            (lambda c: c.argmax(1, keepdim=True) * F.normalize(torch.randn(len(c), 2)), 0.12, 1)):
+        tested = cvae.probe_latents(Fake(encode), *sets)
+        assert abs(tested["latent_label_accuracy"] - linear) < 0.07, tested
+        assert abs(tested["latent_label_nearest_accuracy"] - nearest) < 0.05, tested
 
 
 def test_judging_of_samples():
@@ -762,7 +767,8 @@ def test_straight_through_gradient_is_the_identity():
 def test_moving_average_against_its_formula():
     torch.manual_seed(0)
     quantizer = vqvae.VectorQuantizer(5, 3, decay=0.9, revive=False)
-    count, total = np.zeros(5), quantizer.codebook.detach().double().numpy().copy()
+    count, total = np.zeros(5), quantizer.ema_sum.double().numpy().copy()
+    assert not close(quantizer.ema_sum, quantizer.codebook.detach(), 0.1)  # two draws
     for _ in range(4):
         z = torch.randn(2, 3, 4, 4)
         _, index = quantizer(z)
@@ -770,8 +776,9 @@ def test_moving_average_against_its_formula():
         one_hot = np.eye(5)[codes]  # (M, K): the usual way
         count = 0.9 * count + 0.1 * one_hot.sum(0)
         total = 0.9 * total + 0.1 * one_hot.T @ vectors
+        count = (count + 1e-5) / (count.sum() + 5e-5) * count.sum()
         assert close(quantizer.ema_count, count) and close(quantizer.ema_sum, total, 1e-4)
-        assert close(quantizer.codebook, total / (count[:, None] + 1e-5), 1e-4)
+        assert close(quantizer.codebook, total / count[:, None], 1e-4)
     before = quantizer.codebook.clone()
     quantizer.eval()(torch.randn(2, 3, 4, 4))
     assert torch.equal(quantizer.codebook, before)  # nothing is learned from test images
@@ -833,8 +840,11 @@ def test_residual_stack_adds():
     torch.manual_seed(0)
     stack, x = vqvae.ResidualStack(6, 4, 2), torch.randn(2, 6, 5, 5)
     expected = x
-    for _, conv3, _, conv1 in stack.layers:
-        expected = expected + F.conv2d(F.conv2d(expected.relu(), conv3.weight, padding=1).relu(), conv1.weight)
+    for conv3, _, conv1 in stack.layers:
+        # A ReLU that works in place comes first, as is usual: it changes the skip connection as well.
+        inside = torch.nn.Sequential(torch.nn.ReLU(inplace=True), conv3, torch.nn.ReLU(inplace=True), conv1)
+        expected = expected.clone()
+        expected = expected + inside(expected)
     assert close(stack(x).detach(), expected.relu().detach())
 
 
@@ -854,8 +864,13 @@ def test_perplexity_and_codebook_statistics():
     assert close(tested["psnr_db"], denoise_ae.psnr_db(x_hat, x), 1e-4)
     assert close(tested["z_norm"], np.percentile(z.norm(dim=1).flatten(), [1, 50, 99]), 1e-3)
     assert close(tested["code_norm"], np.percentile(model.quantizer.codebook.norm(dim=1), [1, 50, 99]), 1e-4)
-    error = [((z[part] - e[part]) ** 2).sum() / (z[part] ** 2).sum() for part in (slice(500), slice(500, 600))]
-    assert close(tested["quantization_error"], (5 * error[0] + error[1]) / 6, 1e-4)
+    parts = [slice(i, i + 256) for i in (0, 256, 512)]
+    weights = [256 / 600, 256 / 600, 88 / 600]
+    errors = [((z[part] - e[part]) ** 2).sum() / (z[part] ** 2).sum() for part in parts]
+    assert close(tested["quantization_error"], np.dot(weights, errors), 1e-4)
+    perplexities = [2 ** vqvae.entropy_bits(torch.bincount(index[part].flatten())) for part in parts]
+    assert close(tested["perplexity_of_256"], np.dot(weights, perplexities), 1e-4)
+    assert close(tested["z_range"], [z.min(), z.max()])
     assert torch.equal(vqvae.encode_all(model, x), index.flatten(1))
 
 
@@ -894,7 +909,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one():
     every, vqvae.LOG_EVERY = vqvae.LOG_EVERY, 2
 
     def train(out_dir, *flags):
-        args = vqvae.parser.parse_args(["--batch-size", "8", "--out-dir", str(out_dir), *flags])
+        args = vqvae.parser.parse_args(["--batch-size", "8", "--lr", "2e-3", "--out-dir", str(out_dir), *flags])
         model, history = quiet(vqvae.train, "main", config, images, images[:10], 6, args)[0]
         return {**model.state_dict(), **{key: torch.tensor(values) for key, values in history.items()}}
 
@@ -951,6 +966,24 @@ def test_resuming_needs_a_good_checkpoint():
     status, out, err = command("vqvae", *flags, "--resume")
     assert status == 0 and "main: update" not in out and "prior: update" in out, err
     assert (folder / "metrics.json").exists() and not list(folder.glob("checkpoint*"))
+
+
+def test_the_usual_recipe():
+    folder, _ = smoke("vqvae")  # beside it, so that the two are held against each other
+    optimizers, adam = [], torch.optim.Adam
+    try:
+        torch.optim.Adam = lambda *args, **kwargs: optimizers.append(adam(*args, **kwargs)) or optimizers[-1]
+        (model, prior, metrics), status, _, err = quiet(vqvae.main, [
+            "--smoke", "--reference", "--hidden-dim", "8", "--data-dir", str(sample_dir()), "--out-dir", str(folder.parent)])
+    finally:
+        torch.optim.Adam = adam
+    assert status == 0 and prior is None, err
+    assert all(optimizer.defaults["betas"] == (0.9, 0.999) for optimizer in optimizers) and len(optimizers) == 2
+    assert metrics["settings"]["batch_size"] == 256 and metrics["history"]["lr"] == [1e-3]
+    assert metrics["no_commitment"]["n_updates"] == metrics["n_updates"] == 3 and not model.quantizer.revive
+    names = {"metrics.json", "summary.txt", "model.pt", "loss.png", "codebook.png", "commitment.png",
+             "reconstructions.png", "recipes.png"}
+    assert {path.name for path in (folder.parent / "vqvae_reference").iterdir()} == names
 
 
 # %% What the figures claim
@@ -1023,7 +1056,8 @@ def test_figures_of_the_autoencoders():
 
 def test_figures_of_the_vae():
     x, y, kl = mnist()[2][:300], mnist()[3][:300], list(range(20))
-    grids, _ = drawn(vae.make_figures, Glass(), HISTORY, x, y, kl)
+    swept = {0.0: Glass(), 1.0: Glass()}, {"beta": [0, 1], "test_bce": [60, 80], "test_kl": [90, 20]}
+    grids, figures = drawn(vae.make_figures, Glass(), HISTORY, x, y, kl, swept)
     z = {name: images.flatten(2)[:, :, :20] for name, (images, _, _) in grids.items()}
     assert abs(z["samples"].mean()) < 0.1 and abs(z["samples"].std() - 1) < 0.1  # from the prior
     mu = x[0].flatten()[380:400]
@@ -1047,6 +1081,11 @@ def test_figures_of_the_vae():
         assert close(z["traversals"][row, :, dimension], values) and values[0] == -3 and values[-1] == 3
         rest = [i for i in range(20) if i != dimension]
         assert close(z["traversals"][row][:, rest], mu[rest].expand(11, -1))
+    assert figures["rate_distortion"].axes[0].lines[0].get_xydata().tolist() == [[90, 60], [20, 80]]
+    assert len(grids["beta"][1]) == 3 and torch.equal(z["beta"][1], z["beta"][2])  # both from the same prior samples
+    mu = x.flatten(1)[:, 380:400]
+    spread = torch.linalg.cholesky(torch.cov(mu.T) + 1e-6 * torch.eye(20))
+    assert close(z["beta"][0], mu.mean(0) + z["beta"][1] @ spread.T, 1e-4)  # and these from the codes' own Gaussian
 
 
 def test_figures_of_the_conditional_vaes():
@@ -1100,8 +1139,8 @@ def test_figures_of_the_vqvae():
     prior.sample = lambda n: torch.full((n, 8, 8), 5)
     history = {"update": [1, 2], "train_reconstruction": [2.0, 1.0], "train_commitment": [1.0, 1.0]}
     tested = vqvae.evaluate(model, x, 0.06)
-    history |= {f"test_{key}": [value, value] for key, value in tested.items()}
-    other = {**history, "test_reconstruction": [7.0, 8.0]}
+    history |= {"lr": [0.1, 0.2], **{f"test_{key}": [value, value] for key, value in tested.items()}}
+    other = {**history, "train_reconstruction": [7.0, 8.0]}
     grids, figures = drawn(vqvae.make_figures, model, prior, history, {"no_commitment": (model, other)}, codes_train, x)
     images = grids["reconstructions"][0]
     assert torch.equal(images[0], x[:10]) and torch.equal(images[2], x[10:20])
@@ -1114,7 +1153,11 @@ def test_figures_of_the_vqvae():
     assert close(torch.bincount(blocks[1].flatten()) / blocks[1].numel(), [0.75, 0.25], 0.05)  # by frequency
     assert close(torch.bincount(blocks[2].flatten(), minlength=6) / blocks[2].numel(), 1 / 6, 0.05)  # uniformly
     left, right = figures["commitment"].axes[0].lines
-    assert left.get_ydata().tolist() == history["test_reconstruction"] and right.get_ydata().tolist() == [7, 8]
+    assert left.get_ydata().tolist() == [2, 1] and right.get_ydata().tolist() == [7, 8]
+    recipes = vqvae.plot_recipes(({"update": [1, 2], "seconds": [60, 120], "test_reconstruction": [3, 2]}, 10),
+                                 ({"update": [1, 3], "seconds": [30, 90], "test_reconstruction": [5, 4]}, 100))
+    lines = [[line.get_xydata().tolist() for line in axis.lines] for axis in recipes.axes]
+    assert lines == [[[[10, 3], [20, 2]], [[100, 5], [300, 4]]], [[[1, 3], [2, 2]], [[0.5, 5], [1.5, 4]]]]
     axis = figures["codebook"].axes[0]
     counts = torch.bincount(vqvae.encode_all(model, x).flatten(), minlength=6)
     assert close(axis.collections[0].get_sizes(), 4 + 30 * counts / counts.float().mean(), 1e-4)
@@ -1203,8 +1246,9 @@ def test_saved_models_rebuild():
         if script == "ae":
             assert close(ae.evaluate(model, x), metrics["test_loss"])
         elif script == "denoise_ae":
-            y = denoise_ae.add_noise(x, torch.Generator().manual_seed(0))
-            assert close(denoise_ae.evaluate(model, x, y), metrics["test_loss"])
+            fixed = torch.Generator().manual_seed(0)
+            losses = [denoise_ae.evaluate(model, x, denoise_ae.add_noise(x, fixed)) for _ in range(5)]
+            assert close(losses, metrics["test_loss_by_noise"]) and close(np.mean(losses), metrics["test_loss"])
         elif script == "vae":
             assert close(model.kl_divergence(*model.encode(x)).mean(0), metrics["test_kl_per_dimension"])
         elif script == "cvae":
@@ -1290,19 +1334,31 @@ def test_no_update_waits_for_the_device():
 # %% The report
 
 def test_every_measured_number_is_what_a_run_measured():
-    """A number with a marker, 99.7<!--vae:test_loss-->, equals that key of report/vae/metrics.json as printed."""
+    """A number with a marker equals, as printed, that key of report/<script>/metrics.json, 99.7<!--vae:test_loss-->, or
+    mean and standard deviation over the runs of seeds.json, 99.7 ± 0.1<!--vae:seeds:test_loss-->. a|b is a minus b."""
+    def look_up(metrics, key):
+        for part in key.split("."):
+            metrics = metrics[int(part)] if isinstance(metrics, list) else metrics[part]
+        return metrics
+
+    def read(script, name):
+        return json.loads((ROOT / "report" / script / name).read_text(encoding="utf-8"))
+
     count = 0
     for page in (ROOT / "report.md", ROOT / "README.md"):
         text = page.read_text(encoding="utf-8")
-        markers = re.findall(r"([-\d.,]*\d)( ?%)?<!--(\w+):([\w.-]+)-->", text)
+        markers = re.findall(r"([-\d.,]*\d)(?: ± ([\d.,]*\d))?( ?%)?<!--(\w+):(seeds:)?([\w.|-]+)-->", text)
         assert len(markers) == text.count("<!--"), f"a marker in {page.name} has no number right before it"
-        for printed, percent, script, key in markers:
-            value = json.loads((ROOT / "report" / script / "metrics.json").read_text(encoding="utf-8"))
-            for part in key.split("."):
-                value = value[int(part)] if isinstance(value, list) else value[part]
-            decimals = len(printed.partition(".")[2])
-            expected = f"{value * (100 if percent else 1):,.{decimals}f}"
-            assert printed.replace(",", "") == expected.replace(",", ""), f"{script}:{key} is {expected}, not {printed}"
+        for printed, spread, percent, script, seeds, key in markers:
+            runs = read(script, "seeds.json")["runs"].values() if seeds else [read(script, "metrics.json")]
+            first, _, second = key.partition("|")
+            runs = [run for run in runs if run[key.split(".")[0]] is not None]  # not every seed has a sweep
+            values = np.array([look_up(run, first) - (look_up(run, second) if second else 0) for run in runs])
+            assert len(values) >= 3 or not seeds, (script, key)
+            for shown, value in ((printed, values.mean()), (spread, values.std(ddof=1) if spread else None)):
+                decimals = len(shown.partition(".")[2])
+                expected = shown and f"{value * (100 if percent else 1):,.{decimals}f}"
+                assert shown == expected, f"{script}:{seeds}{key} is {expected}, not {shown}"
             count += 1
     assert count > 50
 

@@ -16,9 +16,10 @@ BCE makes the code tell images apart, KL makes it forget what is not worth its p
 together around 0, where the prior samples.
 
 Run it:    python vae.py              train, two or three minutes on two cores of a laptop, half of it to evaluate
+           python vae.py --sweep      then train with the KL weighted otherwise, too
            python vae.py --smoke      all of it in seconds, on a few hundred images
 Writes:    runs/vae/: metrics.json, summary.txt, model.pt, loss.png, samples.png, variance.png, walk.png and
-           traversals.png.
+           traversals.png; with --sweep also rate_distortion.png and beta.png.
 Papers:    Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114.
            Rezende, Mohamed and Wierstra, Stochastic Backpropagation, ICML 2014, arXiv:1401.4082.
            Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, arXiv:1509.00519.
@@ -36,6 +37,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 import torchsummary
@@ -47,6 +49,7 @@ import common
 
 NAME = "vae"
 IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x)
+SWEEP = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # what --sweep multiplies the KL by; with 0 nothing holds the codes together
 
 
 def number(kind, low, high=math.inf):
@@ -89,6 +92,7 @@ parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
 parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
+parser.add_argument("--sweep", action="store_true", help=f"also train with {SWEEP} times the KL")
 
 
 # %% 2. Model
@@ -167,9 +171,9 @@ def bce_floor(x):
 
 # %% 4. Training
 
-def train(model, x_train, x_test, args):
-    """Minimises the loss with Adam; returns the history: lists of `train_loss`, `test_loss` and their parts `..._bce`
-    and `..._kl`, one entry an epoch, in nats per image.
+def train(model, x_train, x_test, args, beta=1.0):
+    """Minimises BCE + beta KL with Adam; returns the history: lists of `train_loss`, `test_loss` (both with beta = 1)
+    and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image.
 
     `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
     """
@@ -189,7 +193,7 @@ def train(model, x_train, x_test, args):
             x_hat, mu, logvar = model(x)
             terms = model.loss_function(x_hat, x, mu, logvar)
             optimizer.zero_grad()
-            terms["loss"].backward()
+            (terms["bce"] + beta * terms["kl"]).backward()  # for beta = 1 the loss; else see `sweep`
             optimizer.step()
             scheduler.step()
             for part, term in terms.items():
@@ -252,10 +256,29 @@ def log_bernoulli(x_hat, x):
     return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
 
 
+def sweep(model, config, x_train, x_test, args):
+    """The same network trained with beta times the KL (Higgins et al., beta-VAE, ICLR 2017), from a plain autoencoder,
+    beta = 0, to one that hardly uses z. Returns the models and their results: {beta: model} and lists of beta,
+    test_bce and test_kl (distortion and rate: Alemi et al., arXiv:1711.00464)."""
+    models, results = {}, {"beta": [], "test_bce": [], "test_kl": []}
+    for beta in SWEEP:
+        if beta == 1:  # that one is trained already
+            models[beta] = model
+        else:
+            print(f"sweep: beta {beta}")
+            torch.manual_seed(args.seed)
+            models[beta] = myVAE(**config).to(args.device)
+            train(models[beta], x_train, x_test, args, beta)
+        test = evaluate(models[beta], x_test)
+        for key, value in (("beta", beta), ("test_bce", test["bce"]), ("test_kl", test["kl"])):
+            results[key].append(value)
+    return models, results
+
+
 # %% 6. Figures
 
 @torch.no_grad()
-def make_figures(model, history, x_test, y_test, kl_per_dimension):
+def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
     """All figures, as {file name without ending: figure}."""
     model.eval()
     device = x_test.device
@@ -294,6 +317,22 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
     figures["traversals"] = common.plot_images(
         model.decode(z.flatten(0, 1)).reshape(len(order), 11, 1, 28, 28),
         [f"$z_{{{i + 1}}}$: {kl_per_dimension[i]:.2f}" for i in order], values)
+
+    if swept:
+        models, results = swept
+        figure, axis = plt.subplots(figsize=(8, 3.6))
+        axis.plot(results["test_kl"], results["test_bce"], "o-", color=common.BLUE)
+        for beta, kl, bce in zip(results["beta"], results["test_kl"], results["test_bce"]):
+            axis.annotate(f"$\\beta$ = {beta:g}", (kl, bce), (6, 6), textcoords="offset points")
+        axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xscale="log")
+        figures["rate_distortion"] = figure
+
+        z = torch.randn(12, model.latent_dim, device=device)  # the same for all rows
+        rows = {f"$\\beta$ = {beta:g}": other.decode(z) for beta, other in models.items()}
+        mu, _ = models[0].encode(x_test)
+        spread = torch.linalg.cholesky(torch.cov(mu.T) + 1e-6 * torch.eye(len(mu.T), device=device))
+        rows = {"$\\beta$ = 0, fitted\nGaussian": models[0].decode(mu.mean(0) + z @ spread.T), **rows}
+        figures["beta"] = common.plot_images(torch.stack(list(rows.values())), list(rows))
     return figures
 
 
@@ -334,8 +373,10 @@ def main(argv=None):
         "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
     }
+    swept = sweep(model, config, x_train, x_test, args) if args.sweep else None
+    metrics["sweep"] = swept and swept[1]
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
-    figures = make_figures(model, history, x_test, y_test, kl_per_dimension)
+    figures = make_figures(model, history, x_test, y_test, kl_per_dimension, swept)
     with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
         torchsummary.summary(model.cpu(), (1, 28, 28), device="cpu")
 

@@ -21,10 +21,13 @@ Run it:    python vqvae.py              this run, the start of the same without 
                                         hour on two cores of a laptop
            python vqvae.py --study      also the codebook loss, the usual start and other sizes: twice as long
            python vqvae.py --smoke      all of it in seconds, on a few hundred images
+           python vqvae.py --reference  instead, the recipe of github.com/zalandoresearch/pytorch-vq-vae, with and
+                                        without the commitment loss: hours on a CPU
            python vqvae.py --resume     go on where a run with the same flags was stopped
 Writes:    runs/vqvae/: metrics.json, summary.txt, model.pt, prior.pt, loss.png, codebook.png, commitment.png,
            reconstructions.png and samples.png; with --study also start.png and codebook_loss.png; while it runs
-           checkpoint-*.pt.
+           checkpoint-*.pt. With --reference: runs/vqvae_reference/, without the prior, and with a figure of both
+           recipes, if runs/vqvae/ is there.
 Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017,
            arXiv:1711.00937 (the loss is equation 3, the moving average is in appendix A.1).
            Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
@@ -33,7 +36,6 @@ Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation
 
 import argparse
 import contextlib
-import functools
 import importlib.metadata
 import io
 import json
@@ -87,13 +89,14 @@ parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 # On a CPU time is what counts. On held-out images 10,000 updates of 32 reached 0.0545 of the variance; 8,000 of 64
 # needed nearly twice the time for 0.0538.
-parser.add_argument("--n-updates", type=number(int, 1), help="number of updates; None is 15000 on an accelerator, as "
-                    "is usual, and 10000 on a CPU")
-parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 256 on an accelerator, 32 "
-                    "on a CPU")
+parser.add_argument("--n-updates", type=number(int, 1), help="number of updates; None is 10000 on a CPU, and 15000 on "
+                    "an accelerator or with --reference")
+parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 32 on a CPU, and 256 on an "
+                    "accelerator or with --reference")
 # The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that and ends near 0; a peak of 1e-3 did as
 # well (0.0547 on held-out images).
-parser.add_argument("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate of Adam")
+parser.add_argument("--lr", type=number(float, 1e-9), help="peak learning rate of Adam; None is 2e-3, and a constant "
+                    "1e-3 with --reference")
 # Width, K, D and lambda are those that the usual implementations have.
 parser.add_argument("--hidden-dim", type=number(int, 1), default=128, help="channels of both networks, num_hiddens")
 parser.add_argument("--latent-dim", type=number(int, 1), default=64, help="size of a code, D")
@@ -107,6 +110,9 @@ parser.add_argument("--validation", action="store_true", help="test on 5,000 hel
 parser.add_argument("--codebook-size", type=number(int, 2), default=512, help="number of codes, K")
 parser.add_argument("--commitment-cost", type=number(float, 0), default=0.25, help="lambda; the comparison run has 0")
 parser.add_argument("--codebook-loss", action="store_true", help="learn the codes by their loss, not by the average")
+parser.add_argument("--float32", action="store_true", help="compute in float32 where bfloat16 would be faster, too")
+parser.add_argument("--reference", action="store_true", help="the usual recipe to the letter, with and without the "
+                    "commitment loss, to OUT_DIR/vqvae_reference/")
 parser.add_argument("--study", action="store_true", help="more runs: codebook loss, the usual start, other sizes")
 parser.add_argument("--resume", action="store_true", help="go on from OUT_DIR/vqvae/checkpoint-*.pt")
 
@@ -126,10 +132,10 @@ class VectorQuantizer(nn.Module):
     def __init__(self, num_embeddings=512, embedding_dim=64, decay=0.99, ema=True, revive=True):
         super().__init__()
         self.decay, self.ema, self.revive = decay, ema, revive
-        codes = torch.randn(num_embeddings, embedding_dim)
-        self.codebook = nn.Parameter(codes, requires_grad=not ema)  # (K, D)
+        self.codebook = nn.Parameter(torch.randn(num_embeddings, embedding_dim), requires_grad=not ema)  # (K, D)
         self.register_buffer("ema_count", torch.zeros(num_embeddings))  # N_i of the paper: how often a code is used
-        self.register_buffer("ema_sum", codes.clone())  # m_i of the paper: the sum of the z that use it
+        # m_i of the paper: the sum of the z that use it. It starts from a draw of its own, as is usual.
+        self.register_buffer("ema_sum", torch.randn(num_embeddings, embedding_dim))
 
     def nearest(self, z):
         """z (M, D) -> index of the nearest code (M,)"""
@@ -149,9 +155,11 @@ class VectorQuantizer(nn.Module):
         total = torch.zeros_like(self.codebook).index_add_(0, index, z)  # (K, D)
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
+        # Laplace smoothing: every code gets a little of all counts, so that none is 0 and their sum stays what it was.
+        n = self.ema_count.sum()
+        self.ema_count.add_(1e-5).mul_(n / (n + len(self.codebook) * 1e-5))
         if self.ema:
-            # The small number avoids 0 / 0. A code that no z has used yet has N_i = 0: this throws it far away.
-            self.codebook.copy_(self.ema_sum / (self.ema_count + 1e-5).unsqueeze(1))
+            self.codebook.copy_(self.ema_sum / self.ema_count.unsqueeze(1))
         if self.revive:
             # A fair share is n_i if all codes were used alike. The higher the threshold, the more alike they are used;
             # in trials 0.4 instead of 0.1 cost hardly any error.
@@ -180,20 +188,25 @@ class VectorQuantizer(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """num_residual_layers times x + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels inside:
-    (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)"""
+    """num_residual_layers times relu(x) + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels
+    inside: (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)
+
+    The block as it was published adds x, not relu(x). The usual implementation begins the block with a ReLU that works
+    in place, and so changes the x that is added, too.
+    """
 
     def __init__(self, num_hiddens, num_residual_hiddens, num_residual_layers):
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.ReLU(), nn.Conv2d(num_hiddens, num_residual_hiddens, 3, padding=1, bias=False),
+            nn.Sequential(nn.Conv2d(num_hiddens, num_residual_hiddens, 3, padding=1, bias=False),
                           nn.ReLU(), nn.Conv2d(num_residual_hiddens, num_hiddens, 1, bias=False))
             for _ in range(num_residual_layers))
 
     def forward(self, x):
+        x = F.relu(x)
         for layer in self.layers:
-            x = x + layer(x)
-        return F.relu(x)
+            x = F.relu(x + layer(x))
+        return x
 
 
 class VQVAE(nn.Module):
@@ -207,6 +220,7 @@ class VQVAE(nn.Module):
                  embedding_dim=64, commitment_cost=0.25, decay=0.99, ema=True, revive=True):
         super().__init__()
         self.commitment_cost = commitment_cost
+        self.bfloat16 = False  # do the convolutions compute in it? `train` says so where that is fast
         half = max(1, num_hiddens // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(3, half, 4, stride=2, padding=1), nn.ReLU(),  # -> (N, half, 16, 16)
@@ -223,12 +237,12 @@ class VQVAE(nn.Module):
 
     def encode(self, x):
         """x (N, 3, 32, 32) -> z (N, D, 8, 8)"""
-        with fast_convolutions(x.device.type):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.encoder(x - 0.5).float()  # distances to the codes are measured in float32
 
     def decode(self, e):
         """e (N, D, 8, 8) -> x_hat (N, 3, 32, 32)"""
-        with fast_convolutions(e.device.type):
+        with torch.autocast(e.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.decoder(e).float() + 0.5
 
     def forward(self, x):
@@ -237,20 +251,6 @@ class VQVAE(nn.Module):
         e, index = self.quantizer(z)
         # Straight-through: in value this is e; for the gradient it is z, as what is detached counts as a constant.
         return self.decode(z + (e - z).detach()), z, e, index
-
-
-@functools.cache
-def has_bfloat16(device_type):
-    """Does this processor compute in bfloat16? Half the bytes of float32, the same range, 8 bits of precision."""
-    if device_type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def fast_convolutions(device_type):
-    """Inside this context layers compute in bfloat16 where that is fast. Weights, loss and Adam stay in float32."""
-    return torch.autocast(device_type, torch.bfloat16, enabled=has_bfloat16(device_type))
 
 
 class Prior(nn.Module):
@@ -312,11 +312,12 @@ def prior_loss(prior, index):
 
 # %% 4. Training
 
-def train(phase, config, x_train, x_test, n_updates, args, last=None):
+def train(phase, config, x_train, x_test, n_updates, args, last=None, seed=None, float32=False):
     """Trains VQVAE(**config) on x_train (n, 3, 32, 32); returns the model and its history (see `fit`; the test entries
-    are of the first 1,000 images of x_test)."""
-    torch.manual_seed(args.seed)
+    are of the first 1,000 images of x_test). seed and float32 are those of args, if nothing else is said."""
+    torch.manual_seed(args.seed if seed is None else seed)
     model = VQVAE(**config).to(args.device, memory_format=best_layout(args.device))
+    model.bfloat16 = has_bfloat16(args.device) and not (args.float32 or float32)
     variance = float(x_train.var())
 
     def batch_loss():
@@ -343,19 +344,23 @@ def train_prior(codes_train, codes_test, args):
 
 
 def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
-    """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `seconds` (since the start),
-    `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
+    """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `lr`, `seconds` (since the
+    start), `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
+
+    With --reference the learning rate stays as it is, and Adam's betas are PyTorch's defaults.
 
     batch_loss: takes a random minibatch and returns {loss, ...}. test_loss: {loss, ...} on test data.
     last: the update after which to stop, if it is to be before the schedule's end.
     """
     last = last or n_updates
     # The second beta averages squared gradients over 100 updates, as in vae.py; fused: one pass over the weights.
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, betas=(0.95, 0.99), fused=True)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, fused=True,
+                                 betas=(0.9, 0.999) if args.reference else (0.95, 0.99))
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_updates)
-    history, parts, sums = {"update": [], "seconds": []}, (model, optimizer, scheduler), {}
+    scheduler = (torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1) if args.reference
+                 else torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_updates))
+    history, parts, sums = {"update": [], "lr": [], "seconds": []}, (model, optimizer, scheduler), {}
     if args.resume:
         history = load_checkpoint(phase, parts, args) or history
     done, seconds = (history[key][-1] if history[key] else 0 for key in ("update", "seconds"))
@@ -370,6 +375,7 @@ def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
         sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
         if update % LOG_EVERY == 0 or update == last:
             means = {key: float(total) / (update - done) for key, total in sums.items()}
+            history["lr"].append(scheduler.get_last_lr()[0])
             log(phase, update, last, time.perf_counter() - start, means, test_loss(), history)
             save_checkpoint(phase, parts, history, args)
             done, sums = update, {}
@@ -389,6 +395,15 @@ def log(phase, update, last, seconds, means, tested, history):
           f"{seconds / update * 1000:.0f} ms   eta {seconds / update * (last - update):.0f} s", flush=True)
 
 
+def has_bfloat16(device):
+    """Does this processor compute in bfloat16? Half the bytes of float32, the same range, 8 bits of precision. Inside
+    `torch.autocast` layers compute in it; weights, distances to the codes, loss and Adam stay in float32."""
+    if device.startswith("cpu"):
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def best_layout(device):
     """Convolutions are fastest with the channels last in memory, on CPUs and NVIDIA's GPUs. On Apple's it has led to
     errors (pytorch/pytorch#140902), so elsewhere everything stays as it is."""
@@ -402,7 +417,7 @@ def best_layout(device):
 def checkpoint(phase, args):
     """The file of a phase's checkpoint, and the settings that it depends on."""
     elsewhere = ("data_dir", "out_dir", "show", "study", "resume")
-    return args.out_dir / NAME / f"checkpoint-{phase}.pt", {k: v for k, v in vars(args).items() if k not in elsewhere}
+    return folder(args) / f"checkpoint-{phase}.pt", {k: v for k, v in vars(args).items() if k not in elsewhere}
 
 
 def save_checkpoint(phase, parts, history, args):
@@ -439,22 +454,27 @@ def load_checkpoint(phase, parts, args):
 @torch.no_grad()
 def evaluate(model, x, variance):
     """Over all of x (n, 3, 32, 32): the loss and its terms; psnr_db; quantization_error, the share of ||z||^2 that the
-    quantizer does not keep; perplexity and codes_used; the 1st, 50th and 99th percentile of the norms of z and e."""
+    quantizer does not keep; perplexity and codes_used; perplexity_of_256, that of 256 images, as others give it, the
+    mean over x; the 1st, 50th and 99th percentile of the norms of z and e; z_range, the least and the greatest number
+    in z."""
     model.eval()
-    sums, norms, indices = {}, [], []
-    for batch in x.split(500):
+    sums, norms, indices, extremes = {}, [], [], []
+    for batch in x.split(256):
         x_hat, z, e, index = model(batch)
         terms = loss_function(model, x_hat, batch, z, e, variance)
         # Peak signal-to-noise ratio: 10 log10(1 / MSE) of each image. 10 dB more is a tenth of the squared error.
         terms["psnr_db"] = -10 * torch.log10(((x_hat - batch) ** 2).flatten(1).mean(1)).mean()
         terms["quantization_error"] = ((z - e) ** 2).sum() / (z**2).sum()
+        terms["perplexity_of_256"] = 2 ** entropy_bits(torch.bincount(index.flatten()))
         sums = {key: sums.get(key, 0) + value * len(batch) for key, value in terms.items()}
         norms.append(z.norm(dim=1).flatten())
         indices.append(index)
+        extremes += [z.min(), z.max()]
     codebook, levels = model.quantizer.codebook.cpu(), torch.tensor([0.01, 0.5, 0.99])
     counts = torch.bincount(torch.cat(indices).flatten(), minlength=len(codebook))
     return {**{key: float(value) / len(x) for key, value in sums.items()},
             "perplexity": 2 ** entropy_bits(counts), "codes_used": int((counts > 0).sum()),
+            "z_range": [float(min(extremes)), float(max(extremes))],
             "z_norm": torch.quantile(torch.cat(norms).cpu(), levels).tolist(),
             "code_norm": torch.quantile(codebook.norm(dim=1), levels).tolist()}
 
@@ -495,27 +515,45 @@ def count_parameters(model):
 
 # %% 6. Figures
 
-def plot_runs(histories):
-    """Two runs against each other, {label: history}: reconstruction, perplexity, and the encoder outputs beside the
-    codes: the median of their norms, in a band from the 1st to the 99th percentile, and the error between them."""
+def plot_runs(runs):
+    """Runs against each other, {label: [history, ...]}, where those of one label differ only in the seed: the training
+    curve, the perplexity, the norms of encoder outputs and codes, the error between them, and the learning rate. A
+    line of the middle row is the median of the norms; its band, for the first run of each label, goes from the 1st to
+    the 99th percentile."""
     figure, axes = plt.subplots(3, 2, figsize=(8, 8), sharex=True)
     axes[1, 1].sharey(axes[1, 0])
-    panels = {"reconstruction": "MSE / variance", "perplexity": "perplexity", "z_norm": "norm of encoder outputs z",
-              "code_norm": "norm of codes e", "commitment": "$||z - e||^2$ / D",
-              "quantization_error": "$||z - e||^2$ / $||z||^2$"}
-    shown = min(len(history["update"]) for history in histories.values())  # one of them may have been stopped early
-    for (label, history), color, style in zip(histories.items(), (common.BLUE, common.RED), ("-", "--")):
-        updates = history["update"][:shown]
-        for axis, (key, name) in zip(axes.flat, panels.items()):
-            values = np.array(history[f"test_{key}"][:shown])
-            if values.ndim == 2:
-                axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
-                values = values[:, 1]
-            axis.plot(updates, values, style, color=color, label=label)
-            axis.set(ylabel=name, yscale="linear" if key == "perplexity" else "log")
+    panels = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
+              "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
+              "test_quantization_error": "$||z - e||^2$ / $||z||^2$", "lr": "learning rate"}
+    shown = min(len(history["update"]) for group in runs.values() for history in group)  # some may be stopped early
+    for (label, group), color, style in zip(runs.items(), (common.BLUE, common.RED, "0.3"), ("-", "--", ":")):
+        for i, history in enumerate(group):
+            for axis, (key, name) in zip(axes.flat, panels.items()):
+                updates, values = history["update"][:shown], np.array(history[key][:shown])
+                if values.ndim == 2:
+                    if i == 0:
+                        axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
+                    values = values[:, 1]
+                axis.plot(updates, values, style, color=color, linewidth=1.5 if i == 0 else 0.8,
+                          label=label if i == 0 else None)
+                axis.set(ylabel=name, yscale="linear" if key in ("test_perplexity", "lr") else "log")
     for axis in axes[2]:
         axis.set_xlabel("update")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def plot_recipes(ours, reference):
+    """The test error of two recipes, each as its history and its batch size, against the images seen and the time."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    for (history, batch_size), label, color, style in ((ours, "ours", common.BLUE, "-"),
+                                                       (reference, "the usual recipe", common.RED, "--")):
+        images = np.array(history["update"]) * batch_size
+        axes[0].plot(images, history["test_reconstruction"], style, color=color, label=label)
+        axes[1].plot(np.array(history["seconds"]) / 60, history["test_reconstruction"], style, color=color)
+    axes[0].set(xlabel="images seen", ylabel="MSE / variance, test", xscale="log", yscale="log")
+    axes[1].set(xlabel="minutes of training", xscale="log")
+    axes[0].legend()
     return figure
 
 
@@ -552,20 +590,31 @@ def make_figures(model, prior, history, others, codes_train, x_test):
     """All figures, as {file name without ending: figure}. others: {phase: (model, history)} of the runs beside the main
     one; codes_train (n, 64)."""
     model.eval()
-    prior.eval()
     figures = {"loss": common.plot_losses(history, {
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
     without, history_without = others["no_commitment"]
     figures["codebook"] = plot_codebooks({
         f"with the commitment loss,\n{history['update'][-1]:,} updates": model,
         f"without it,\n{history_without['update'][-1]:,} updates": without}, x_test)
-    figures["commitment"] = plot_runs({"with the commitment loss": history, "without": history_without})
+    curves = {phase: curve for phase, (_, curve) in others.items()}
+    runs = {"with the commitment loss": [history], "without": [history_without]}
+    if "base" in others:  # --study
+        runs["without"] += [curves["no_commitment_seed_b"], curves["no_commitment_seed_c"]]
+        runs["without, float32"] = [curves["no_commitment_float32"]]
+        figures["start"] = plot_runs({"from data, dead codes revived": [curves["base"]],
+                                      "from N(0, I), left alone": [curves["usual_start"]]})
+        figures["codebook_loss"] = plot_runs({"with the commitment loss": [curves["codebook_loss"]],
+                                              "without": [curves["codebook_loss_no_commitment"]]})
+    figures["commitment"] = plot_runs(runs)
 
     x = x_test[:20]
     x_hat = model(x)[0]
     figures["reconstructions"] = common.plot_images(torch.stack([x[:10], x_hat[:10], x[10:], x_hat[10:]]),
                                                     2 * ["image", "from its\n64 codes"])
 
+    if prior is None:
+        return figures
+    prior.eval()
     n, n_codes = 30, len(model.quantizer.codebook)
     frequencies = torch.bincount(codes_train.flatten(), minlength=n_codes).float()
     blocks = [prior.sample(n), torch.multinomial(frequencies, n * 64, replacement=True).reshape(n, 8, 8),
@@ -576,34 +625,34 @@ def make_figures(model, prior, history, others, codes_train, x_test):
         torch.cat([images[0], gap, images[1], gap, images[2]], dim=1),
         column_labels=[{2: "codes written by the prior", 8: "drawn one by one, by frequency",
                         14: "drawn uniformly"}.get(column, "") for column in range(17)])
-    if "base" in others:
-        curves = {phase: curve for phase, (_, curve) in others.items()}
-        figures["start"] = plot_runs({"from data, dead codes revived": curves["base"],
-                                      "from N(0, I), left alone": curves["usual_start"]})
-        figures["codebook_loss"] = plot_runs({"with the commitment loss": curves["codebook_loss"],
-                                              "without": curves["codebook_loss_no_commitment"]})
     return figures
 
 
 # %% 7. Run
 
 def study(config):
-    """The runs of --study: {phase: constructor arguments}. All are short, each with a whole schedule of its own."""
+    """The runs of --study: {phase: constructor arguments that change}. All are short, each with a whole schedule of its own."""
     variants = {"base": {"ema": True}, "usual_start": {"ema": True, "revive": False}, "codebook_loss": {"ema": False},
                 "codebook_loss_no_commitment": {"ema": False, "commitment_cost": 0.0}}
     for name in ("num_hiddens", "num_residual_hiddens", "num_residual_layers"):
         for value in (max(1, config[name] // 2), 2 * config[name]):
             variants[f"{name}_{value}"] = {name: value}
-    return {phase: {**config, **changes} for phase, changes in variants.items()}
+    return variants
+
+
+def folder(args):
+    return args.out_dir / (f"{NAME}_reference" if args.reference else NAME)
 
 
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model, the prior and the metrics. argv: a list of flags, None
     for those of the command line."""
     args = parser.parse_args(argv)
-    args.n_updates = args.n_updates or (10000 if args.device.startswith("cpu") else 15000)
-    args.batch_size = args.batch_size or (32 if args.device.startswith("cpu") else 256)
-    out_dir = args.out_dir / NAME
+    short = args.device.startswith("cpu") and not args.reference
+    args.n_updates = args.n_updates or (10000 if short else 15000)
+    args.batch_size = args.batch_size or (32 if short else 256)
+    args.lr = args.lr or (1e-3 if args.reference else 2e-3)
+    out_dir = folder(args)
     out_dir.mkdir(parents=True, exist_ok=True)
     if args.resume and not any(out_dir.glob("checkpoint-*.pt")):
         parser.error(f"nothing to --resume: there is no checkpoint in {out_dir}")
@@ -619,17 +668,26 @@ def main(argv=None):
 
     config = {"num_hiddens": args.hidden_dim, "num_residual_hiddens": 32, "num_residual_layers": 2,
               "num_embeddings": args.codebook_size, "embedding_dim": args.latent_dim,
-              "commitment_cost": args.commitment_cost, "ema": not args.codebook_loss}
+              "commitment_cost": args.commitment_cost, "ema": not args.codebook_loss, "revive": not args.reference}
     model, history = train("main", config, x_train, x_test, args.n_updates, args)
     codes_train, codes_test = encode_all(model, x_train), encode_all(model, x_test)
-    prior, prior_history = train_prior(codes_train, codes_test, args)
-    few = min(args.n_updates, COMPARED_UPDATES)
+    prior = None
+    if not args.reference:
+        prior, prior_history = train_prior(codes_train, codes_test, args)
     # The same run as the main one, schedule and all, but for one number; it is stopped early.
+    few = min(args.n_updates, COMPARED_UPDATES)
     others = {"no_commitment": train("no_commitment", {**config, "commitment_cost": 0.0}, x_train, x_test,
-                                     args.n_updates, args, last=few)}
+                                     args.n_updates, args, last=args.n_updates if args.reference else few)}
     if args.study:
-        others |= {phase: train(phase, arguments, x_train, x_test, few, args)
-                   for phase, arguments in study(config).items()}
+        others |= {phase: train(phase, {**config, **changes}, x_train, x_test, few, args)
+                   for phase, changes in study(config).items()}
+        # How the runaway depends on chance, on precision, and on how fast the codes follow.
+        for phase, changes, how in (("seed_b", {}, {"seed": args.seed + 1}), ("seed_c", {}, {"seed": args.seed + 2}),
+                                    ("float32", {}, {"float32": True}), ("fast_codes", {"decay": 0.9}, {}),
+                                    ("slow_codes", {"decay": 0.999}, {})):
+            phase = f"no_commitment_{phase}"
+            others[phase] = train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test,
+                                  args.n_updates, args, last=few, **how)
 
     trained, variance = evaluate(model, x_train, float(x_train.var())), float(x_train.var())
     measured = {phase: {"n_updates": curves["update"][-1], "n_parameters": count_parameters(net),
@@ -638,14 +696,15 @@ def main(argv=None):
                 for phase, (net, curves) in {"main": (model, history), **others}.items()}
     metrics = {
         "script": NAME, "dataset": dataset, "n_train": len(x_train), "n_test": len(x_test), "seed": args.seed,
-        "bfloat16": has_bfloat16(torch.device(args.device).type), **measured.pop("main"),
+        "bfloat16": model.bfloat16, **measured.pop("main"),
         "train_loss": trained["loss"], "train_reconstruction": trained["reconstruction"],
-        "prior": {"n_updates": prior_history["update"][-1], "n_parameters": count_parameters(prior),
-                  "seconds": prior_history["seconds"][-1],
-                  "train_bits_per_code": evaluate_prior(prior, codes_train)["loss"],
-                  "test_bits_per_code": evaluate_prior(prior, codes_test)["loss"],
-                  "code_entropy_bits": entropy_bits(torch.bincount(codes_test.flatten(), minlength=args.codebook_size)),
-                  "uniform_bits": math.log2(args.codebook_size), "history": prior_history},
+        "prior": prior and {
+            "n_updates": prior_history["update"][-1], "n_parameters": count_parameters(prior),
+            "seconds": prior_history["seconds"][-1],
+            "train_bits_per_code": evaluate_prior(prior, codes_train)["loss"],
+            "test_bits_per_code": evaluate_prior(prior, codes_test)["loss"],
+            "code_entropy_bits": entropy_bits(torch.bincount(codes_test.flatten(), minlength=args.codebook_size)),
+            "uniform_bits": math.log2(args.codebook_size), "history": prior_history},
         **measured, "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),
         "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
         "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
@@ -653,6 +712,10 @@ def main(argv=None):
     }
     torch.manual_seed(args.seed)  # the figures do not depend on how much the training has drawn
     figures = make_figures(model, prior, history, others, codes_train, x_test)
+    ours = args.out_dir / NAME / "metrics.json"
+    if args.reference and ours.exists():
+        ours = json.loads(ours.read_text(encoding="utf-8"))
+        figures["recipes"] = plot_recipes((ours["history"], ours["settings"]["batch_size"]), (history, args.batch_size))
     with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
         # In two parts, as it fails on layers that return several tensors, such as the quantizer.
         torchsummary.summary(model.cpu().encoder, (3, 32, 32), device="cpu")
@@ -660,6 +723,8 @@ def main(argv=None):
 
     # Everything is ready: write it all, each file whole or not at all.
     for name, net, arguments in (("model", model, config), ("prior", prior, {"num_embeddings": args.codebook_size})):
+        if net is None:
+            continue
         with common.replacing(out_dir / f"{name}.pt") as path:
             torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, path)
     texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
@@ -673,8 +738,8 @@ def main(argv=None):
         print(f"{phase:27} {numbers['n_parameters']:9,} parameters {numbers['multiply_adds'] / 1e6:6.1f}M multiply-adds"
               f"   test error {numbers['test_reconstruction']:.4f}   perplexity {numbers['test_perplexity']:.0f}")
     print(f"wrote {out_dir}{os.sep}")
-    print(f"test error {metrics['test_reconstruction']:.4f}, perplexity {metrics['test_perplexity']:.0f}, "
-          f"{metrics['prior']['test_bits_per_code']:.2f} bits a code")
+    print(f"test error {metrics['test_reconstruction']:.4f}, perplexity {metrics['test_perplexity']:.0f}"
+          + (f", {metrics['prior']['test_bits_per_code']:.2f} bits a code" if prior else ""))
     return model, prior, metrics
 
 

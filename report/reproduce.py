@@ -24,15 +24,20 @@ sys.path.insert(0, str(ROOT))
 
 import common
 
-# {script: (flags of its runs, flags of the first runs only, how many first runs, how many runs)}
+# {folder in report/: (flags of its runs, flags of the first runs only, how many first runs, how many runs)}
 RUNS = {
     "ae": ([], ["--sweep"], 3, 5),
     "denoise_ae": ([], ["--sweep"], 3, 5),
-    "vae": ([], [], 0, 5),
+    "vae": ([], ["--sweep"], 3, 5),
     "cvae": (["--compare"], [], 0, 5),
     "cvae_structured": (["--quadrants", "1", "2", "3"], [], 0, 5),
-    "vqvae": ([], ["--study"], 3, 3),
+    "vqvae": (["--study"], [], 0, 3),
+    "vqvae_reference": (["--reference"], [], 0, 1),
 }
+
+
+def file_of(script):
+    return script.removesuffix("_reference") + ".py"
 
 
 def flags_of(script, seed):
@@ -54,12 +59,12 @@ def run(script, seed):
     """One run; seed 0 writes to report/, the others to a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as tmp:
         out_dir = REPORT if seed == 0 else Path(tmp)
-        command = [sys.executable, str(ROOT / f"{script}.py"), *flags_of(script, seed), "--out-dir", str(out_dir)]
+        command = [sys.executable, str(ROOT / file_of(script)), *flags_of(script, seed), "--out-dir", str(out_dir)]
         subprocess.run(command, check=True)
         metrics = json.loads((out_dir / script / "metrics.json").read_text(encoding="utf-8"))
     metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
     runs = {**read_seeds(script)["runs"], str(seed): without_histories(metrics)}
-    command = " ".join(["python", f"{script}.py", *flags_of(script, seed)[:-1], "SEED"])
+    command = " ".join(["python", file_of(script), *flags_of(script, seed)[:-1], "SEED"])
     text = json.dumps({"command": command, "seeds": sorted(map(int, runs)), "runs": runs}, indent=1)
     with common.replacing(REPORT / script / "seeds.json") as path:
         Path(path).write_text(text + "\n", encoding="utf-8")
@@ -68,11 +73,14 @@ def run(script, seed):
 # %% The pages
 
 MARKER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
-                    r"<!--(?P<script>\w+):(?P<seeds>seeds:)?(?P<key>[\w.-]+)-->")
+                    r"<!--(?P<script>\w+):(?P<seeds>seeds:)?(?P<key>[\w.|-]+)-->")
 LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<script>\w+\.py)#L\d+\)")
 
 
 def look_up(metrics, key):
+    """The number at key; for a|b the number at a minus that at b, of the same run."""
+    if "|" in key:
+        return look_up(metrics, key.split("|")[0]) - look_up(metrics, key.split("|")[1])
     for part in key.split("."):
         metrics = metrics[int(part)] if isinstance(metrics, list) else metrics[part]
     return metrics
@@ -81,7 +89,8 @@ def look_up(metrics, key):
 def number(marker):
     """What a marked number should be, printed with the decimals it has."""
     if marker["seeds"]:
-        values = [look_up(run, marker["key"]) for run in read_seeds(marker["script"])["runs"].values()]
+        values = [look_up(run, marker["key"]) for run in read_seeds(marker["script"])["runs"].values()
+                  if run[marker["key"].split(".")[0]] is not None]  # not every seed has a sweep
     else:
         metrics = (REPORT / marker["script"] / "metrics.json").read_text(encoding="utf-8")
         values = [look_up(json.loads(metrics), marker["key"])]
@@ -99,10 +108,10 @@ def number(marker):
 
 def link(marker):
     """A link to a function or class, with the line that it stands in today."""
-    name = marker["name"].split(".")[-1]
-    lines = (ROOT / marker["script"]).read_text(encoding="utf-8").splitlines()
-    line = next(i for i, text in enumerate(lines, start=1) if re.match(rf"\s*(def|class) {name}\b", text))
-    return f"[`{marker['name']}`]({marker['script']}#L{line})"
+    lines, line = (ROOT / marker["script"]).read_text(encoding="utf-8").splitlines(), 0
+    for name in marker["name"].split("."):
+        line = next(i for i in range(line, len(lines)) if re.match(rf"\s*(def|class) {name}\b", lines[i]))
+    return f"[`{marker['name']}`]({marker['script']}#L{line + 1})"
 
 
 def write_pages():
@@ -123,8 +132,8 @@ if __name__ == "__main__":
     todo = [] if args.pages else [(script, seed) for script in args.scripts or RUNS for seed in range(RUNS[script][3])
                                   if args.again or str(seed) not in read_seeds(script)["runs"]]
     for script, seed in todo:
-        print("to run: python", f"{script}.py", *flags_of(script, seed))
+        print("to run: python", file_of(script), *flags_of(script, seed))
     for script, seed in todo:
-        print(f"\n-- {script}.py, seed {seed}", flush=True)
+        print(f"\n-- {script}, seed {seed}", flush=True)
         run(script, seed)
     write_pages()
