@@ -978,7 +978,7 @@ def test_the_usual_recipe():
     finally:
         torch.optim.Adam = adam
     assert status == 0 and prior is None, err
-    assert all(optimizer.defaults["betas"] == (0.9, 0.999) for optimizer in optimizers) and len(optimizers) == 2
+    assert all(optimizer.defaults["betas"] == (0.9, 0.999) for optimizer in optimizers) and len(optimizers) == 4
     assert metrics["settings"]["batch_size"] == 256 and metrics["history"]["lr"] == [1e-3]
     assert metrics["no_commitment"]["n_updates"] == metrics["n_updates"] == 3 and not model.quantizer.revive
     names = {"metrics.json", "summary.txt", "model.pt", "loss.png", "codebook.png", "commitment.png",

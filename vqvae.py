@@ -60,7 +60,7 @@ import common
 
 NAME = "vqvae"
 PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.24, 64, 2e-3  # the prior gets 0.24 times --n-updates
-COMPARED_UPDATES = 2000  # how far the runs beside the main one go: what they show has happened by then
+COMPARED_UPDATES = {"ours": 2000, "reference": 5000}  # how far the runs beside the main one go: it is over by then
 LOG_EVERY = 100  # updates between two lines of the history, and between two checkpoints
 
 
@@ -597,9 +597,10 @@ def make_figures(model, prior, history, others, codes_train, x_test):
         f"with the commitment loss,\n{history['update'][-1]:,} updates": model,
         f"without it,\n{history_without['update'][-1]:,} updates": without}, x_test)
     curves = {phase: curve for phase, (_, curve) in others.items()}
-    runs = {"with the commitment loss": [history], "without": [history_without]}
+    runs = {"with the commitment loss": [history],
+            "without": [curves[f"no_commitment{seed}"] for seed in ("", "_seed_b", "_seed_c")
+                        if f"no_commitment{seed}" in curves]}
     if "base" in others:  # --study
-        runs["without"] += [curves["no_commitment_seed_b"], curves["no_commitment_seed_c"]]
         runs["without, float32"] = [curves["no_commitment_float32"]]
         figures["start"] = plot_runs({"from data, dead codes revived": [curves["base"]],
                                       "from N(0, I), left alone": [curves["usual_start"]]})
@@ -631,7 +632,8 @@ def make_figures(model, prior, history, others, codes_train, x_test):
 # %% 7. Run
 
 def study(config):
-    """The runs of --study: {phase: constructor arguments that change}. All are short, each with a whole schedule of its own."""
+    """The runs of --study that have the commitment loss, {phase: constructor arguments that change}: short, each with a
+    whole schedule of its own. And one that has not: with codes that learn by their loss."""
     variants = {"base": {"ema": True}, "usual_start": {"ema": True, "revive": False}, "codebook_loss": {"ema": False},
                 "codebook_loss_no_commitment": {"ema": False, "commitment_cost": 0.0}}
     for name in ("num_hiddens", "num_residual_hiddens", "num_residual_layers"):
@@ -674,20 +676,21 @@ def main(argv=None):
     prior = None
     if not args.reference:
         prior, prior_history = train_prior(codes_train, codes_test, args)
-    # The same run as the main one, schedule and all, but for one number; it is stopped early.
-    few = min(args.n_updates, COMPARED_UPDATES)
-    others = {"no_commitment": train("no_commitment", {**config, "commitment_cost": 0.0}, x_train, x_test,
-                                     args.n_updates, args, last=args.n_updates if args.reference else few)}
+    # The same run as the main one, schedule and all, but for one number; it is stopped early. How far does it depend on
+    # chance, on precision, and on how fast the codes follow?
+    few = min(args.n_updates, COMPARED_UPDATES["reference" if args.reference else "ours"])
+    variants = {"no_commitment": ({}, {})}
+    if args.study or args.reference:
+        variants |= {"no_commitment_seed_b": ({}, {"seed": args.seed + 1}),
+                     "no_commitment_seed_c": ({}, {"seed": args.seed + 2})}
+    if args.study:
+        variants |= {"no_commitment_float32": ({}, {"float32": True}), "no_commitment_fast_codes": ({"decay": 0.9}, {}),
+                     "no_commitment_slow_codes": ({"decay": 0.999}, {})}
+    others = {phase: train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test, args.n_updates, args,
+                           last=few, **how) for phase, (changes, how) in variants.items()}
     if args.study:
         others |= {phase: train(phase, {**config, **changes}, x_train, x_test, few, args)
                    for phase, changes in study(config).items()}
-        # How the runaway depends on chance, on precision, and on how fast the codes follow.
-        for phase, changes, how in (("seed_b", {}, {"seed": args.seed + 1}), ("seed_c", {}, {"seed": args.seed + 2}),
-                                    ("float32", {}, {"float32": True}), ("fast_codes", {"decay": 0.9}, {}),
-                                    ("slow_codes", {"decay": 0.999}, {})):
-            phase = f"no_commitment_{phase}"
-            others[phase] = train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test,
-                                  args.n_updates, args, last=few, **how)
 
     trained, variance = evaluate(model, x_train, float(x_train.var())), float(x_train.var())
     measured = {phase: {"n_updates": curves["update"][-1], "n_parameters": count_parameters(net),
