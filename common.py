@@ -22,6 +22,7 @@ from pathlib import Path
 
 import matplotlib.patheffects
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import torch
 import torchvision
@@ -30,10 +31,10 @@ from torchvision.datasets.utils import check_integrity
 DATA_DIR = Path(__file__).with_name("data")  # what the repo embeds; works from any working directory
 NETWORK_TIMEOUT = 20  # seconds of silence after which a download is given up
 
-# Ten colours that stay apart for colour-blind readers too: Petroff, Accessible Color Sequences for Data
-# Visualization, 2021, arXiv:2107.02270. Digit d has DIGIT_COLORS[d] in every figure.
-DIGIT_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-                "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+# Ten colours that stay apart for colour-blind readers too, those of Okabe and Ito and two more; what is near in most
+# latent spaces (3, 5 and 8; 4, 7 and 9) is far apart in brightness. Digit d has DIGIT_COLORS[d] in every figure.
+DIGIT_COLORS = ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
+                "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"]
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito, for lines
 plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "axes.spines.top": False,
                      "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
@@ -207,9 +208,7 @@ def save_figures(figures, folder, show=False):
 
 
 def plot_losses(history, panels, xlabel="epoch"):
-    """Learning curves side by side, one panel for each part of the loss; returns the figure.
-
-    The first tenth of a run may leave its panel at the top: it would squeeze all that follows into a flat line.
+    """Learning curves side by side, one panel for each part of the loss, on a logarithmic axis; returns the figure.
 
     history: dict of equally long lists: `train_<key>` and `test_<key>` for every panel (one of the two may be
         missing), and `xlabel` if the x axis is not simply 1, 2, 3, ...
@@ -217,19 +216,19 @@ def plot_losses(history, panels, xlabel="epoch"):
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.2), squeeze=False)
     for axis, (key, label) in zip(axes[0], panels.items()):
-        settled = []
         for which, color, style in (("train", BLUE, "-"), ("test", ORANGE, "--")):
             values = history.get(f"{which}_{key}", [])
             steps = history.get(xlabel, range(1, len(values) + 1))
             if values:
                 axis.plot(steps, values, style, color=color, label=which, marker="o" if len(values) < 30 else None,
                           markersize=3)
-                settled += values[math.ceil(len(values) / 10) if len(values) > 4 else 0:]
-        axis.set(xlabel=xlabel, ylabel=label)
+        axis.set(xlabel=xlabel, ylabel=label, yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        margin = 0.05 * (max(settled) - min(settled)) or 0.5  # after a single update all may be one point
-        axis.set_ylim(min(settled) - margin, max(settled) + margin)
-        axis.legend()
+        # Plain numbers, and between the powers of ten, too, as a curve may lie between two of them.
+        axis.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
+        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            set_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -263,30 +262,40 @@ def plot_images(images, row_labels=(), column_labels=(), width=8):
 
 
 def plot_latent_space(z, y, extent=None):
-    """The points z (N, 2) in the latent plane, coloured by their digits y (N,); returns the figure.
+    """The points z (N, 2) in the latent plane, coloured by their digits y (N,), and below it, enlarged, where they are
+    crowded: the shortest piece of each axis that holds half of them; returns the figure.
 
     extent: (left, right, bottom, top) to show; None shows all points.
     """
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
-    figure, axis = plt.subplots(figsize=(8, 6.7))
-    for digit, color in enumerate(DIGIT_COLORS):
-        axis.scatter(*z[y == digit].T, s=5, color=color, alpha=0.6, linewidths=0, label=str(digit))
-    # The number on its cluster: nobody has to tell ten colours apart by the legend alone. It stands where the digit is
-    # frequent and the others are not, and not on another number.
-    everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=None if extent is None else (extent[:2], extent[2:]))
-    taken = np.zeros_like(everywhere)
-    for digit in np.unique(y):
-        here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
-        column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1) - taken).argmax(), here.shape)
-        taken[max(column - 1, 0):column + 2, max(row - 1, 0):row + 2] = np.inf  # room for this number
-        axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15, fontweight="bold",
-                  ha="center", va="center", color=DIGIT_COLORS[digit],
-                  path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
-    axis.set(xlabel="$z_1$", ylabel="$z_2$")
-    if extent is not None:
-        axis.set(xlim=extent[:2], ylim=extent[2:])
-    legend = axis.legend(markerscale=4, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=10, columnspacing=1.2,
-                         handletextpad=0.1)
+    if extent is None:
+        extent = [*np.quantile(z[:, 0], (0, 1)), *np.quantile(z[:, 1], (0, 1))]
+    crowd = []
+    for values in np.sort(z, axis=0).T:
+        half = len(values) // 2
+        start = (values[half:] - values[:len(values) - half]).argmin()
+        crowd += [values[start], values[start + half]]
+    figure, axes = plt.subplots(2, 1, figsize=(8, 11), height_ratios=(6.4, 4))
+    for axis, (left, right, bottom, top), size in zip(axes, (extent, crowd), (5, 9)):
+        for digit, color in enumerate(DIGIT_COLORS):
+            axis.scatter(*z[y == digit].T, s=size, color=color, alpha=0.6, linewidths=0, label=str(digit))
+        # The number on its cluster: nobody has to tell ten colours apart by the legend alone. It stands where the digit
+        # is frequent and the others are not, and not on another number.
+        everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=((left, right), (bottom, top)))
+        taken = np.zeros_like(everywhere)
+        for digit in np.unique(y):
+            here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
+            column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1) - taken).argmax(), here.shape)
+            taken[max(column - 1, 0):column + 2, max(row - 1, 0):row + 2] = np.inf  # room for this number
+            if here.sum() > 0.01 * everywhere.sum():
+                axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15,
+                          fontweight="bold", ha="center", va="center", color=DIGIT_COLORS[digit],
+                          path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
+        axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top))
+    axes[0].add_patch(plt.Rectangle(crowd[::2], crowd[1] - crowd[0], crowd[3] - crowd[2], fill=False))
+    axes[1].set_title("the frame, enlarged")
+    legend = axes[0].legend(markerscale=4, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=10, columnspacing=1.2,
+                            handletextpad=0.1)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
     return figure

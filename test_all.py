@@ -1143,15 +1143,18 @@ def test_figures_of_the_vqvae():
     other = {**history, "train_reconstruction": [7.0, 8.0]}
     grids, figures = drawn(vqvae.make_figures, model, prior, history, {"no_commitment": (model, other)}, codes_train, x)
     images = grids["reconstructions"][0]
-    assert torch.equal(images[0], x[:10]) and torch.equal(images[2], x[10:20])
-    assert close(images[1], model(x[:20])[0][:10].detach()) and close(images[3], model(x[:20])[0][10:].detach())
-    images = grids["samples"][0][:, :, :, 12:20, 12:20]  # (6, 17, 3, 8, 8)
+    assert torch.equal(images[0], x[:10]) and torch.equal(images[3], x[10:20])
+    x_hat, _, _, index = model(x[:20])
+    assert close(images[2], x_hat[:10].detach()) and close(images[5], x_hat[10:].detach())
+    cells = torch.cat([images[1], images[4]])[:, :, 1::4, 2::4].permute(0, 2, 3, 1).reshape(-1, 3)
+    assert len(cells.unique(dim=0)) == len(index.unique())  # a colour for each code, and it stays the same
+    assert all(len(cells[index.flatten() == code].unique(dim=0)) == 1 for code in index.unique())
+    images = grids["samples"][0][:, :, :, 12:20, 12:20]  # (5, 10, 3, 8, 8)
     book = model.quantizer.codebook[:, :3].detach()
     index = (images.permute(0, 1, 3, 4, 2).unsqueeze(-2) - book).norm(dim=-1).argmin(-1)
-    blocks = [index[:, columns] for columns in (slice(0, 5), slice(6, 11), slice(12, 17))]
+    blocks = [index[:, columns] for columns in (slice(0, 7), slice(8, 10))]
     assert (blocks[0] == 5).all()  # what the prior wrote
     assert close(torch.bincount(blocks[1].flatten()) / blocks[1].numel(), [0.75, 0.25], 0.05)  # by frequency
-    assert close(torch.bincount(blocks[2].flatten(), minlength=6) / blocks[2].numel(), 1 / 6, 0.05)  # uniformly
     left, right = figures["commitment"].axes[0].lines
     assert left.get_ydata().tolist() == [2, 1] and right.get_ydata().tolist() == [7, 8]
     recipes = vqvae.plot_recipes(({"update": [1, 2], "seconds": [60, 120], "test_reconstruction": [3, 2]}, 10),

@@ -48,6 +48,7 @@ import common
 # %% 1. Settings
 
 NAME = "vae"
+UNUSED = 0.05  # a latent dimension with a KL of less, in nats per image, says nothing
 IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x)
 SWEEP = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # what --sweep multiplies the KL by; with 0 nothing holds the codes together
 
@@ -307,11 +308,13 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
         rows.append(torch.cat([x_test[[a]], model.decode((1 - steps) * mu[0] + steps * mu[1]), x_test[[b]]]))
     figures["walk"] = common.plot_images(torch.stack(rows), column_labels=["original"] + [""] * 11 + ["original"])
 
-    # Each latent dimension from -3 to 3 standard deviations of the prior, the others kept at one digit's mean.
+    # Each latent dimension from -3 to 3 standard deviations of the prior, the others kept at one digit's mean: those
+    # that are used, the most informative first, and two that are not.
     mu, _ = model.encode(x_test[:1])
     order = sorted(range(model.latent_dim), key=lambda i: -kl_per_dimension[i])
+    order = order[:sum(kl > UNUSED for kl in kl_per_dimension) + 2]
     values = [-3, -2.4, -1.8, -1.2, -0.6, 0, 0.6, 1.2, 1.8, 2.4, 3]
-    z = mu.repeat(len(order), 11, 1)  # (Z, 11, Z)
+    z = mu.repeat(len(order), 11, 1)  # (rows, 11, Z)
     for row, i in enumerate(order):
         z[row, :, i] = torch.tensor(values, device=device)
     figures["traversals"] = common.plot_images(
@@ -365,7 +368,8 @@ def main(argv=None):
         "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test),
         "n_parameters": n_parameters, "n_epochs": args.n_epochs, "seed": args.seed, "seconds": seconds,
         "train_loss": evaluate(model, x_train)["loss"], "test_loss": test["loss"], "test_bce": test["bce"],
-        "test_kl": test["kl"], "test_kl_per_dimension": kl_per_dimension, "test_bce_floor": bce_floor(x_test),
+        "test_kl": test["kl"], "test_kl_per_dimension": kl_per_dimension,
+        "n_used_dimensions": sum(kl > UNUSED for kl in kl_per_dimension), "test_bce_floor": bce_floor(x_test),
         "test_nll_nats": importance_weighted_nll(model, x_test, IMPORTANCE_SAMPLES),
         "importance_samples": IMPORTANCE_SAMPLES,
         "history": history, "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),

@@ -609,23 +609,24 @@ def make_figures(model, prior, history, others, codes_train, x_test):
     figures["commitment"] = plot_runs(runs)
 
     x = x_test[:20]
-    x_hat = model(x)[0]
-    figures["reconstructions"] = common.plot_images(torch.stack([x[:10], x_hat[:10], x[10:], x_hat[10:]]),
-                                                    2 * ["image", "from its\n64 codes"])
+    x_hat, _, _, index = model(x)
+    colors = torch.rand(len(model.quantizer.codebook), 3)  # a colour for each code: equal codes, equal colours
+    codes = colors[index.cpu()].permute(0, 3, 1, 2).to(x.device)  # (20, 3, 8, 8)
+    codes = codes.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    figures["reconstructions"] = common.plot_images(
+        torch.stack([part[rows] for rows in (slice(10), slice(10, 20)) for part in (x, codes, x_hat)]),
+        2 * ["image", "its 64\ncodes", "decoded"])
 
     if prior is None:
         return figures
     prior.eval()
-    n, n_codes = 30, len(model.quantizer.codebook)
-    frequencies = torch.bincount(codes_train.flatten(), minlength=n_codes).float()
-    blocks = [prior.sample(n), torch.multinomial(frequencies, n * 64, replacement=True).reshape(n, 8, 8),
-              torch.randint(n_codes, (n, 8, 8), device=x.device)]
-    images = [model.decode(model.quantizer.embed(index)).reshape(6, 5, 3, 32, 32) for index in blocks]
-    gap = torch.ones(6, 1, 3, 32, 32, device=x.device)
+    frequencies = torch.bincount(codes_train.flatten(), minlength=len(colors)).float()
+    blocks = prior.sample(35), torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
+    written, drawn = (model.decode(model.quantizer.embed(index)).reshape(5, -1, 3, 32, 32) for index in blocks)
+    gap = torch.ones(5, 1, 3, 32, 32, device=x.device)
     figures["samples"] = common.plot_images(
-        torch.cat([images[0], gap, images[1], gap, images[2]], dim=1),
-        column_labels=[{2: "codes written by the prior", 8: "drawn one by one, by frequency",
-                        14: "drawn uniformly"}.get(column, "") for column in range(17)])
+        torch.cat([written, gap, drawn], dim=1),
+        column_labels=[*[""] * 3, "codes written by the prior", *[""] * 4, "      drawn one by one", ""])
     return figures
 
 
