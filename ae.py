@@ -129,7 +129,7 @@ class Autoencoder(nn.Module):
 
 # %% 3. Loss
 
-# Mean squared error: averaged over images AND pixels, so 0.04 means that a pixel is off by about 0.2 (its square root).
+# Mean squared error: averaged over images AND pixels. Its square root is the root mean square of a pixel's error.
 criterion = nn.MSELoss()
 
 

@@ -838,14 +838,15 @@ def test_vqvae_loss_terms_and_stop_gradients():
 
 def test_residual_stack_adds():
     torch.manual_seed(0)
-    stack, x = vqvae.ResidualStack(6, 4, 2), torch.randn(2, 6, 5, 5)
-    expected = x
-    for conv3, _, conv1 in stack.layers:
-        # A ReLU that works in place comes first, as is usual: it changes the skip connection as well.
-        inside = torch.nn.Sequential(torch.nn.ReLU(inplace=True), conv3, torch.nn.ReLU(inplace=True), conv1)
-        expected = expected.clone()
-        expected = expected + inside(expected)
-    assert close(stack(x).detach(), expected.relu().detach())
+    for in_place in (False, True):
+        stack, x = vqvae.ResidualStack(6, 4, 2, relu_skip=in_place), torch.randn(2, 6, 5, 5)
+        expected = x
+        for conv3, _, conv1 in stack.layers:
+            # If the first ReLU works in place, as is usual, it changes the skip connection as well.
+            inside = torch.nn.Sequential(torch.nn.ReLU(in_place), conv3, torch.nn.ReLU(in_place), conv1)
+            expected = expected.clone()
+            expected = expected + inside(expected)
+        assert close(stack(x).detach(), expected.relu().detach())
 
 
 def test_perplexity_and_codebook_statistics():
@@ -981,6 +982,7 @@ def test_the_usual_recipe():
     assert all(optimizer.defaults["betas"] == (0.9, 0.999) for optimizer in optimizers) and len(optimizers) == 4
     assert metrics["settings"]["batch_size"] == 256 and metrics["history"]["lr"] == [1e-3]
     assert metrics["no_commitment"]["n_updates"] == metrics["n_updates"] == 3 and not model.quantizer.revive
+    assert all(part.relu_skip for part in model.modules() if isinstance(part, vqvae.ResidualStack))
     names = {"metrics.json", "summary.txt", "model.pt", "loss.png", "codebook.png", "commitment.png",
              "reconstructions.png", "recipes.png"}
     assert {path.name for path in (folder.parent / "vqvae_reference").iterdir()} == names
@@ -1351,7 +1353,7 @@ def test_every_measured_number_is_what_a_run_measured():
     for page in (ROOT / "report.md", ROOT / "README.md"):
         text = page.read_text(encoding="utf-8")
         markers = re.findall(r"([-\d.,]*\d)(?: ± ([\d.,]*\d))?( ?%)?<!--(\w+):(seeds:)?([\w.|-]+)-->", text)
-        assert len(markers) == text.count("<!--"), f"a marker in {page.name} has no number right before it"
+        assert len(markers) == text.count("<!--") - text.count("<!--code:"), f"a marker in {page.name} has no number right before it"
         for printed, spread, percent, script, seeds, key in markers:
             runs = read(script, "seeds.json")["runs"].values() if seeds else [read(script, "metrics.json")]
             first, _, second = key.partition("|")
@@ -1383,9 +1385,23 @@ def test_links_and_formulas_of_the_pages_resolve():
             if not target.startswith(("http", "#")):
                 assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
         assert re.sub(r"`[^`]*`", "", text).count("$") % 2 == 0, page.name
-        for name, script, line in re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", text):
+        for name, script, line in re.findall(r"\[`([\w.]+)`\]\((\w+\.py)#L(\d+)\)", text):
             lines = (ROOT / script).read_text(encoding="utf-8").splitlines()
-            assert name in lines[int(line) - 1], f"{page.name}: {name} is not in line {line} of {script}"
+            found = re.match(r"\s*(?:def|class) (\w+)", lines[int(line) - 1])
+            assert found and found[1] == name.split(".")[-1], f"{page.name}: {name} is not in line {line} of {script}"
+
+
+def test_code_in_the_report_is_the_scripts_own():
+    text, count = (ROOT / "report.md").read_text(encoding="utf-8"), 0
+    for script, name, block in re.findall(r"<!--code:(\w+)\.py:([\w.]+)[\d:-]*-->\n```python\n(.*?)\n```", text, re.DOTALL):
+        part = SCRIPTS[script]
+        for attribute in name.split("."):
+            part = getattr(part, attribute)
+        whole = [line.strip() for line in inspect.getsource(part).splitlines()]
+        quoted = [line.strip() for line in block.splitlines()]
+        assert any(whole[i:i + len(quoted)] == quoted for i in range(len(whole))), f"{script}.py:{name} has changed"
+        count += 1
+    assert count == text.count("<!--code:")
 
 
 def test_summaries_in_the_report_are_torchsummarys():

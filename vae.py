@@ -5,8 +5,9 @@
 """Variational autoencoder: a latent space that can be sampled. Results: report.md#3-variational-autoencoder-vaepy
 
 Samples of that space, decoded, are new digits. The encoder gives not a point but a Gaussian q(z|x) = N(mu,
-diag(exp(logvar))); the decoder is a distribution p(x|z) over images. Training maximises a lower bound (the ELBO) on the
-log-probability of the data under p(z) = N(0, I):
+diag(exp(logvar))); the decoder is a distribution p(x|z) over images; new images start from the prior, p(z) = N(0, I).
+Training maximises a lower bound on the log-probability of the data: the ELBO, evidence lower bound. Its unit is the
+nat, that of natural logarithms:
 
     L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x) || p(z)) ]  >=  -1/N  sum of log p(x)   (nats)
     BCE = -sum over pixels  of  x log x_hat + (1 - x) log(1 - x_hat)          = -log p(x|z), one sample z ~ q(z|x)

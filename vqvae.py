@@ -60,7 +60,7 @@ import common
 
 NAME = "vqvae"
 PRIOR_SHARE, PRIOR_BATCH_SIZE, PRIOR_LR = 0.24, 64, 2e-3  # the prior gets 0.24 times --n-updates
-COMPARED_UPDATES = {"ours": 2000, "reference": 5000}  # how far the runs beside the main one go: it is over by then
+COMPARED_UPDATES = 2000  # how far the runs beside the main one go: what they show has happened by then
 LOG_EVERY = 100  # updates between two lines of the history, and between two checkpoints
 
 
@@ -188,25 +188,26 @@ class VectorQuantizer(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """num_residual_layers times relu(x) + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels
-    inside: (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)
+    """num_residual_layers times x + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels inside:
+    (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)
 
-    The block as it was published adds x, not relu(x). The usual implementation begins the block with a ReLU that works
-    in place, and so changes the x that is added, too.
+    relu_skip=True: relu(x) is added in place of x. So does the usual implementation, whose first ReLU works in place
+        and thereby changes the x that is added, too.
     """
 
-    def __init__(self, num_hiddens, num_residual_hiddens, num_residual_layers):
+    def __init__(self, num_hiddens, num_residual_hiddens, num_residual_layers, relu_skip=False):
         super().__init__()
+        self.relu_skip = relu_skip
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(num_hiddens, num_residual_hiddens, 3, padding=1, bias=False),
                           nn.ReLU(), nn.Conv2d(num_residual_hiddens, num_hiddens, 1, bias=False))
             for _ in range(num_residual_layers))
 
     def forward(self, x):
-        x = F.relu(x)
         for layer in self.layers:
-            x = F.relu(x + layer(x))
-        return x
+            h = F.relu(x)
+            x = (h if self.relu_skip else x) + layer(h)
+        return F.relu(x)
 
 
 class VQVAE(nn.Module):
@@ -217,7 +218,7 @@ class VQVAE(nn.Module):
     """
 
     def __init__(self, num_hiddens=128, num_residual_hiddens=32, num_residual_layers=2, num_embeddings=512,
-                 embedding_dim=64, commitment_cost=0.25, decay=0.99, ema=True, revive=True):
+                 embedding_dim=64, commitment_cost=0.25, decay=0.99, ema=True, revive=True, relu_skip=False):
         super().__init__()
         self.commitment_cost = commitment_cost
         self.bfloat16 = False  # do the convolutions compute in it? `train` says so where that is fast
@@ -226,12 +227,12 @@ class VQVAE(nn.Module):
             nn.Conv2d(3, half, 4, stride=2, padding=1), nn.ReLU(),  # -> (N, half, 16, 16)
             nn.Conv2d(half, num_hiddens, 4, stride=2, padding=1), nn.ReLU(),  # -> (N, num_hiddens, 8, 8)
             nn.Conv2d(num_hiddens, num_hiddens, 3, padding=1),
-            ResidualStack(num_hiddens, num_residual_hiddens, num_residual_layers),
+            ResidualStack(num_hiddens, num_residual_hiddens, num_residual_layers, relu_skip),
             nn.Conv2d(num_hiddens, embedding_dim, 1))  # -> (N, D, 8, 8)
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, decay, ema, revive)
         self.decoder = nn.Sequential(
             nn.Conv2d(embedding_dim, num_hiddens, 3, padding=1),
-            ResidualStack(num_hiddens, num_residual_hiddens, num_residual_layers),
+            ResidualStack(num_hiddens, num_residual_hiddens, num_residual_layers, relu_skip),
             nn.ConvTranspose2d(num_hiddens, half, 4, stride=2, padding=1), nn.ReLU(),  # -> (N, half, 16, 16)
             nn.ConvTranspose2d(half, 3, 4, stride=2, padding=1))  # -> (N, 3, 32, 32)
 
@@ -525,7 +526,7 @@ def plot_runs(runs):
     panels = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
               "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
               "test_quantization_error": "$||z - e||^2$ / $||z||^2$", "lr": "learning rate"}
-    shown = min(len(history["update"]) for group in runs.values() for history in group)  # some may be stopped early
+    shown = min(max(len(history["update"]) for history in group) for group in runs.values())  # some are stopped early
     for (label, group), color, style in zip(runs.items(), (common.BLUE, common.RED, "0.3"), ("-", "--", ":")):
         for i, history in enumerate(group):
             for axis, (key, name) in zip(axes.flat, panels.items()):
@@ -671,7 +672,8 @@ def main(argv=None):
 
     config = {"num_hiddens": args.hidden_dim, "num_residual_hiddens": 32, "num_residual_layers": 2,
               "num_embeddings": args.codebook_size, "embedding_dim": args.latent_dim,
-              "commitment_cost": args.commitment_cost, "ema": not args.codebook_loss, "revive": not args.reference}
+              "commitment_cost": args.commitment_cost, "ema": not args.codebook_loss,
+              "revive": not args.reference, "relu_skip": args.reference}
     model, history = train("main", config, x_train, x_test, args.n_updates, args)
     codes_train, codes_test = encode_all(model, x_train), encode_all(model, x_test)
     prior = None
@@ -679,8 +681,8 @@ def main(argv=None):
         prior, prior_history = train_prior(codes_train, codes_test, args)
     # The same run as the main one, schedule and all, but for one number; it is stopped early. How far does it depend on
     # chance, on precision, and on how fast the codes follow?
-    few = min(args.n_updates, COMPARED_UPDATES["reference" if args.reference else "ours"])
-    variants = {"no_commitment": ({}, {})}
+    few = min(args.n_updates, COMPARED_UPDATES)
+    variants = {"no_commitment": ({}, {"last": min(args.n_updates, 5000) if args.reference else few})}
     if args.study or args.reference:
         variants |= {"no_commitment_seed_b": ({}, {"seed": args.seed + 1}),
                      "no_commitment_seed_c": ({}, {"seed": args.seed + 2})}
@@ -688,7 +690,7 @@ def main(argv=None):
         variants |= {"no_commitment_float32": ({}, {"float32": True}), "no_commitment_fast_codes": ({"decay": 0.9}, {}),
                      "no_commitment_slow_codes": ({"decay": 0.999}, {})}
     others = {phase: train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test, args.n_updates, args,
-                           last=few, **how) for phase, (changes, how) in variants.items()}
+                           **{"last": few, **how}) for phase, (changes, how) in variants.items()}
     if args.study:
         others |= {phase: train(phase, {**config, **changes}, x_train, x_test, few, args)
                    for phase, changes in study(config).items()}

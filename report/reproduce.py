@@ -10,12 +10,14 @@ report/<script>/seeds.json, together with those of seed 0.
 """
 
 import argparse
+import ast
 import json
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 REPORT = Path(__file__).resolve().parent
@@ -74,6 +76,8 @@ def run(script, seed):
 
 MARKER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
                     r"<!--(?P<script>\w+):(?P<seeds>seeds:)?(?P<key>[\w.|-]+)-->")
+CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
+                  r"```python\n.*?```", re.DOTALL)
 LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<script>\w+\.py)#L\d+\)")
 
 
@@ -114,9 +118,23 @@ def link(marker):
     return f"[`{marker['name']}`]({marker['script']}#L{line + 1})"
 
 
+def code(marker):
+    """The lines of a function or class below its docstring, all or those from `first` to `last`, as they are today."""
+    node, text = None, (ROOT / marker["script"]).read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    for name in marker["name"].split("."):
+        node = next(n for n in body if getattr(n, "name", None) == name)
+        body = node.body
+    above = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+    lines = text.splitlines()[above:node.end_lineno]
+    if marker["first"]:
+        lines = lines[int(marker["first"]) - 1:int(marker["last"])]
+    return f"{marker['marker']}\n```python\n" + textwrap.dedent("\n".join(lines)).strip("\n") + "\n```"
+
+
 def write_pages():
     for page in (ROOT / "report.md", ROOT / "README.md"):
-        text = LINK.sub(link, MARKER.sub(number, page.read_text(encoding="utf-8")))
+        text = CODE.sub(code, LINK.sub(link, MARKER.sub(number, page.read_text(encoding="utf-8"))))
         with common.replacing(page) as path:
             Path(path).write_text(text, encoding="utf-8", newline="\n")
 
