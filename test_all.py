@@ -52,7 +52,8 @@ MODELS = {  # what builds each model as its script does
 }
 BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000, "cvae": 1_500_000}  # trainable parameters
 FLAGS = {  # go everywhere, fast
-    "ae": ["--sweep"], "denoise_ae": ["--sweep"], "vae": ["--sweep"], "cvae": ["--compare"], "cvae_structured": ["--quadrants", "1", "3"],
+    "ae": ["--sweep"], "denoise_ae": ["--sweep"], "vae": ["--sweep"], "cvae": ["--compare"],
+    "cvae_structured": ["--quadrants", "1", "3"],
     "vqvae": ["--study", "--batch-size", "8", "--hidden-dim", "32"],
 }
 NOT_NEGATIVE = {"vqvae": ["--codebook-size", "--commitment-cost"]}
@@ -875,6 +876,17 @@ def test_perplexity_and_codebook_statistics():
     assert torch.equal(vqvae.encode_all(model, x), index.flatten(1))
 
 
+def test_growth_of_a_runaway():
+    sums = np.cumsum([1.0, 1, 2, 3, 3, 3, 5, 5])
+    history = {"update": list(range(100, 900, 100)), "lr": [1, 1, 2, 3, 3, 3, 5, 5],
+               "test_z_norm": [[0, 7 * total**1.5, 0] for total in sums]}
+    grown = vqvae.growth(history)
+    doublings = 1.5 * math.log2(sums[-1] / sums[2])
+    assert close(grown["exponent"], 1.5) and close(grown["doubling_updates"], 500 / doublings)
+    grown = vqvae.growth({key: values[:1] for key, values in history.items()})
+    assert grown == {"doubling_updates": None, "exponent": None}
+
+
 def test_multiply_adds_by_hand():
     model = vqvae.VQVAE(num_hiddens=8, num_residual_hiddens=4, num_residual_layers=1, num_embeddings=6, embedding_dim=5)
     stack = 64 * (8 * 4 * 9 + 4 * 8)
@@ -975,7 +987,8 @@ def test_the_usual_recipe():
     try:
         torch.optim.Adam = lambda *args, **kwargs: optimizers.append(adam(*args, **kwargs)) or optimizers[-1]
         (model, prior, metrics), status, _, err = quiet(vqvae.main, [
-            "--smoke", "--reference", "--hidden-dim", "8", "--data-dir", str(sample_dir()), "--out-dir", str(folder.parent)])
+            "--smoke", "--reference", "--hidden-dim", "8", "--data-dir", str(sample_dir()),
+            "--out-dir", str(folder.parent)])
     finally:
         torch.optim.Adam = adam
     assert status == 0 and prior is None, err
@@ -1353,7 +1366,8 @@ def test_every_measured_number_is_what_a_run_measured():
     for page in (ROOT / "report.md", ROOT / "README.md"):
         text = page.read_text(encoding="utf-8")
         markers = re.findall(r"([-\d.,]*\d)(?: ± ([\d.,]*\d))?( ?%)?<!--(\w+):(seeds:)?([\w.|-]+)-->", text)
-        assert len(markers) == text.count("<!--") - text.count("<!--code:"), f"a marker in {page.name} has no number right before it"
+        n_numbers = text.count("<!--") - text.count("<!--code:")
+        assert len(markers) == n_numbers, f"a marker in {page.name} has no number right before it"
         for printed, spread, percent, script, seeds, key in markers:
             runs = read(script, "seeds.json")["runs"].values() if seeds else [read(script, "metrics.json")]
             first, _, second = key.partition("|")
@@ -1393,7 +1407,8 @@ def test_links_and_formulas_of_the_pages_resolve():
 
 def test_code_in_the_report_is_the_scripts_own():
     text, count = (ROOT / "report.md").read_text(encoding="utf-8"), 0
-    for script, name, block in re.findall(r"<!--code:(\w+)\.py:([\w.]+)[\d:-]*-->\n```python\n(.*?)\n```", text, re.DOTALL):
+    blocks = re.findall(r"<!--code:(\w+)\.py:([\w.]+)[\d:-]*-->\n```python\n(.*?)\n```", text, re.DOTALL)
+    for script, name, block in blocks:
         part = SCRIPTS[script]
         for attribute in name.split("."):
             part = getattr(part, attribute)

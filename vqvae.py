@@ -91,8 +91,8 @@ parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\
 # needed nearly twice the time for 0.0538.
 parser.add_argument("--n-updates", type=number(int, 1), help="number of updates; None is 10000 on a CPU, and 15000 on "
                     "an accelerator or with --reference")
-parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 32 on a CPU, and 256 on an "
-                    "accelerator or with --reference")
+parser.add_argument("--batch-size", type=number(int, 1), help="images per update, N; None is 32 on a CPU, and 256 on "
+                    "an accelerator or with --reference")
 # The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that and ends near 0; a peak of 1e-3 did as
 # well (0.0547 on held-out images).
 parser.add_argument("--lr", type=number(float, 1e-9), help="peak learning rate of Adam; None is 2e-3, and a constant "
@@ -313,9 +313,9 @@ def prior_loss(prior, index):
 
 # %% 4. Training
 
-def train(phase, config, x_train, x_test, n_updates, args, last=None, seed=None, float32=False):
+def train(phase, config, x_train, x_test, n_updates, args, last=None, seed=None, lr=None, float32=False):
     """Trains VQVAE(**config) on x_train (n, 3, 32, 32); returns the model and its history (see `fit`; the test entries
-    are of the first 1,000 images of x_test). seed and float32 are those of args, if nothing else is said."""
+    are of the first 1,000 images of x_test). seed, lr and float32 are those of args, if nothing else is said."""
     torch.manual_seed(args.seed if seed is None else seed)
     model = VQVAE(**config).to(args.device, memory_format=best_layout(args.device))
     model.bfloat16 = has_bfloat16(args.device) and not (args.float32 or float32)
@@ -327,8 +327,8 @@ def train(phase, config, x_train, x_test, n_updates, args, last=None, seed=None,
         x_hat, z, e, _ = model(x)
         return loss_function(model, x_hat, x, z, e, variance)
 
-    return model, fit(phase, model, batch_loss, lambda: evaluate(model, x_test[:1000], variance), n_updates, args.lr,
-                      args, last)
+    return model, fit(phase, model, batch_loss, lambda: evaluate(model, x_test[:1000], variance), n_updates,
+                      lr or args.lr, args, last)
 
 
 def train_prior(codes_train, codes_test, args):
@@ -346,7 +346,8 @@ def train_prior(codes_train, codes_test, args):
 
 def fit(phase, model, batch_loss, test_loss, n_updates, lr, args, last=None):
     """Minimises batch_loss()["loss"] with Adam; returns the history: lists of `update`, `lr`, `seconds` (since the
-    start), `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss` returns).
+    start), `train_...` (what `batch_loss` returns, the mean since the entry before) and `test_...` (what `test_loss`
+    returns).
 
     With --reference the learning rate stays as it is, and Adam's betas are PyTorch's defaults.
 
@@ -500,6 +501,17 @@ def evaluate_prior(prior, index):
     """{loss: bits per code, the mean over all of index (n, 64)}"""
     prior.eval()
     return {"loss": float(sum(prior_loss(prior, batch) * len(batch) for batch in index.split(500))) / len(index)}
+
+
+def growth(history):
+    """How the median norm of z grew over the last three quarters of a run: {doubling_updates: on average; exponent: p
+    of norm ~ S^p, where S is the sum of the learning rates of all updates so far}."""
+    start = len(history["update"]) // 4
+    norms = np.log([norm[1] for norm in history["test_z_norm"][start:]])
+    steps = np.log(np.cumsum(history["lr"])[start:])
+    updates, grown = history["update"][-1] - history["update"][start], norms[-1] - norms[0]
+    return {"doubling_updates": float(updates * math.log(2) / grown) if grown else None,
+            "exponent": float(np.polyfit(steps, norms, 1)[0]) if updates else None}
 
 
 def multiply_adds(model):
@@ -687,7 +699,9 @@ def main(argv=None):
         variants |= {"no_commitment_seed_b": ({}, {"seed": args.seed + 1}),
                      "no_commitment_seed_c": ({}, {"seed": args.seed + 2})}
     if args.study:
-        variants |= {"no_commitment_float32": ({}, {"float32": True}), "no_commitment_fast_codes": ({"decay": 0.9}, {}),
+        variants |= {"no_commitment_float32": ({}, {"float32": True}),
+                     "no_commitment_half_lr": ({}, {"lr": args.lr / 2}),
+                     "no_commitment_fast_codes": ({"decay": 0.9}, {}),
                      "no_commitment_slow_codes": ({"decay": 0.999}, {})}
     others = {phase: train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test, args.n_updates, args,
                            **{"last": few, **how}) for phase, (changes, how) in variants.items()}
@@ -698,6 +712,7 @@ def main(argv=None):
     trained, variance = evaluate(model, x_train, float(x_train.var())), float(x_train.var())
     measured = {phase: {"n_updates": curves["update"][-1], "n_parameters": count_parameters(net),
                         "multiply_adds": multiply_adds(net), "seconds": curves["seconds"][-1], "history": curves,
+                        "growth": growth(curves),
                         **{f"test_{key}": value for key, value in evaluate(net, x_test, variance).items()}}
                 for phase, (net, curves) in {"main": (model, history), **others}.items()}
     metrics = {
