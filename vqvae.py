@@ -528,19 +528,19 @@ def count_parameters(model):
 
 # %% 6. Figures
 
-def plot_runs(runs):
-    """Runs against each other, {label: [history, ...]}, where those of one label differ only in the seed: the training
-    curve, the perplexity, the norms of encoder outputs and codes, the error between them, and the learning rate. A
-    line of the middle row is the median of the norms; its band, for the first run of each label, goes from the 1st to
-    the 99th percentile."""
+def plot_runs(runs, until=math.inf):
+    """Runs against each other, {label: [history, ...]}, where those of one label differ only in the seed, up to update
+    `until`: the training curve, the perplexity, the norms of encoder outputs and codes, the error between them, and the
+    learning rate. A line of the middle row is the median of the norms; its band, for the first run of each label, goes
+    from the 1st to the 99th percentile."""
     figure, axes = plt.subplots(3, 2, figsize=(8, 8), sharex=True)
     axes[1, 1].sharey(axes[1, 0])
     panels = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
               "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
               "test_quantization_error": "$||z - e||^2$ / $||z||^2$", "lr": "learning rate"}
-    shown = min(max(len(history["update"]) for history in group) for group in runs.values())  # some are stopped early
     for (label, group), color, style in zip(runs.items(), (common.BLUE, common.RED, "0.3"), ("-", "--", ":")):
         for i, history in enumerate(group):
+            shown = sum(update <= until for update in history["update"])
             for axis, (key, name) in zip(axes.flat, panels.items()):
                 updates, values = history["update"][:shown], np.array(history[key][:shown])
                 if values.ndim == 2:
@@ -619,7 +619,8 @@ def make_figures(model, prior, history, others, codes_train, x_test):
                                       "from N(0, I), left alone": [curves["usual_start"]]})
         figures["codebook_loss"] = plot_runs({"with the commitment loss": [curves["codebook_loss"]],
                                               "without": [curves["codebook_loss_no_commitment"]]})
-    figures["commitment"] = plot_runs(runs)
+    # Without the commitment loss our recipe is followed for a while only, and the other one to the end.
+    figures["commitment"] = plot_runs(runs, math.inf if prior is None else history_without["update"][-1])
 
     x = x_test[:20]
     x_hat, _, _, index = model(x)
