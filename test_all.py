@@ -876,15 +876,10 @@ def test_perplexity_and_codebook_statistics():
     assert torch.equal(vqvae.encode_all(model, x), index.flatten(1))
 
 
-def test_growth_of_a_runaway():
-    sums = np.cumsum([1.0, 1, 2, 3, 3, 3, 5, 5])
-    history = {"update": list(range(100, 900, 100)), "lr": [1, 1, 2, 3, 3, 3, 5, 5],
-               "test_z_norm": [[0, 7 * total**1.5, 0] for total in sums]}
-    grown = vqvae.growth(history)
-    doublings = 1.5 * math.log2(sums[-1] / sums[2])
-    assert close(grown["exponent"], 1.5) and close(grown["doubling_updates"], 500 / doublings)
-    grown = vqvae.growth({key: values[:1] for key, values in history.items()})
-    assert grown == {"doubling_updates": None, "exponent": None}
+def test_doubling_time_of_a_runaway():
+    history = {"update": list(range(100, 900, 100)), "test_z_norm": [[0, 7 * 2 ** (i / 2.5), 0] for i in range(8)]}
+    assert close(vqvae.doubling_updates(history), 250)
+    assert vqvae.doubling_updates({key: values[:1] for key, values in history.items()}) is None
 
 
 def test_multiply_adds_by_hand():
@@ -1451,6 +1446,14 @@ def test_the_lines_that_load_a_model_work():
                 assert names["images"].shape == (10, 1, 28, 28) and Path("digits.png").stat().st_size > 1000
             finally:
                 os.chdir(before)
+
+
+def test_the_lines_for_own_images_work():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    block, = [block for block in blocks if "your images" in block]
+    names = {}
+    quiet(lambda: exec(block, names))
+    assert names["images"].shape == (10, 1, 64, 64)
 
 
 if __name__ == "__main__":

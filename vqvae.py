@@ -503,15 +503,11 @@ def evaluate_prior(prior, index):
     return {"loss": float(sum(prior_loss(prior, batch) * len(batch) for batch in index.split(500))) / len(index)}
 
 
-def growth(history):
-    """How the median norm of z grew over the last three quarters of a run: {doubling_updates: on average; exponent: p
-    of norm ~ S^p, where S is the sum of the learning rates of all updates so far}."""
+def doubling_updates(history):
+    """In how many updates the median norm of z doubles: the mean over the last three quarters of a run."""
     start = len(history["update"]) // 4
-    norms = np.log([norm[1] for norm in history["test_z_norm"][start:]])
-    steps = np.log(np.cumsum(history["lr"])[start:])
-    updates, grown = history["update"][-1] - history["update"][start], norms[-1] - norms[0]
-    return {"doubling_updates": float(updates * math.log(2) / grown) if grown else None,
-            "exponent": float(np.polyfit(steps, norms, 1)[0]) if updates else None}
+    doublings = math.log2(history["test_z_norm"][-1][1] / history["test_z_norm"][start][1])
+    return (history["update"][-1] - history["update"][start]) / doublings if doublings else None
 
 
 def multiply_adds(model):
@@ -534,7 +530,6 @@ def plot_runs(runs, until=math.inf):
     learning rate. A line of the middle row is the median of the norms; its band, for the first run of each label, goes
     from the 1st to the 99th percentile."""
     figure, axes = plt.subplots(3, 2, figsize=(8, 8), sharex=True)
-    axes[1, 1].sharey(axes[1, 0])
     panels = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
               "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
               "test_quantization_error": "$||z - e||^2$ / $||z||^2$", "lr": "learning rate"}
@@ -552,6 +547,7 @@ def plot_runs(runs, until=math.inf):
                 axis.set(ylabel=name, yscale="linear" if key in ("test_perplexity", "lr") else "log")
     for axis in axes[2]:
         axis.set_xlabel("update")
+        axis.locator_params(axis="x", nbins=5)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
@@ -566,7 +562,7 @@ def plot_recipes(ours, reference):
         axes[1].plot(np.array(history["seconds"]) / 60, history["test_reconstruction"], style, color=color)
     axes[0].set(xlabel="images seen", ylabel="MSE / variance, test", xscale="log", yscale="log")
     axes[1].set(xlabel="minutes of training", xscale="log")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -713,7 +709,7 @@ def main(argv=None):
     trained, variance = evaluate(model, x_train, float(x_train.var())), float(x_train.var())
     measured = {phase: {"n_updates": curves["update"][-1], "n_parameters": count_parameters(net),
                         "multiply_adds": multiply_adds(net), "seconds": curves["seconds"][-1], "history": curves,
-                        "growth": growth(curves),
+                        "doubling_updates": doubling_updates(curves),
                         **{f"test_{key}": value for key, value in evaluate(net, x_test, variance).items()}}
                 for phase, (net, curves) in {"main": (model, history), **others}.items()}
     metrics = {
