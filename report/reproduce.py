@@ -13,10 +13,10 @@ import argparse
 import ast
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -58,14 +58,16 @@ def read_seeds(script):
 
 
 def run(script, seed):
-    """One run; seed 0 writes to report/, the others to a folder that is thrown away."""
-    with tempfile.TemporaryDirectory() as tmp:
-        out_dir = REPORT if seed == 0 else Path(tmp)
-        command = [sys.executable, str(ROOT / file_of(script)), *flags_of(script, seed), "--out-dir", str(out_dir)]
-        subprocess.run(command, check=True)
-        metrics = json.loads((out_dir / script / "metrics.json").read_text(encoding="utf-8"))
+    """One run; seed 0 writes to report/, the others to a folder that is thrown away. A stopped run of vqvae goes on."""
+    out_dir = REPORT if seed == 0 else ROOT / "runs" / f"seed-{seed}"
+    resume = ["--resume"] if any((out_dir / script).glob("checkpoint-*.pt")) else []
+    command = [sys.executable, str(ROOT / file_of(script)), *flags_of(script, seed), "--out-dir", str(out_dir), *resume]
+    subprocess.run(command, check=True)
+    metrics = json.loads((out_dir / script / "metrics.json").read_text(encoding="utf-8"))
+    if seed != 0:
+        shutil.rmtree(out_dir / script)
     metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
-    runs = {**read_seeds(script)["runs"], str(seed): without_histories(metrics)}
+    runs = dict(sorted({**read_seeds(script)["runs"], str(seed): without_histories(metrics)}.items()))
     command = " ".join(["python", file_of(script), *flags_of(script, seed)[:-1], "SEED"])
     text = json.dumps({"command": command, "seeds": sorted(map(int, runs)), "runs": runs}, indent=1)
     with common.replacing(REPORT / script / "seeds.json") as path:
