@@ -524,11 +524,11 @@ def count_parameters(model):
 
 # %% 6. Figures
 
-def plot_runs(runs, until=math.inf):
+def plot_runs(runs, until=math.inf, notes=None):
     """Runs against each other, {label: [history, ...]}, where those of one label differ only in the seed, up to update
     `until`: the training curve, the perplexity, the norms of encoder outputs and codes, the error between them, and the
     learning rate. A line of the middle row is the median of the norms; its band, for the first run of each label, goes
-    from the 1st to the 99th percentile."""
+    from the 1st to the 99th percentile. notes: {key of the history: what is written above its panel}."""
     figure, axes = plt.subplots(3, 2, figsize=(8, 8), sharex=True)
     panels = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
               "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
@@ -545,6 +545,7 @@ def plot_runs(runs, until=math.inf):
                 axis.plot(updates, values, style, color=color, linewidth=1.5 if i == 0 else 0.8,
                           label=label if i == 0 else None)
                 axis.set(ylabel=name, yscale="linear" if key in ("test_perplexity", "lr") else "log")
+                axis.set_title((notes or {}).get(key, ""), fontsize="medium", color=common.RED)
     for axis in axes[2]:
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
@@ -616,7 +617,15 @@ def make_figures(model, prior, history, others, codes_train, x_test):
         figures["codebook_loss"] = plot_runs({"with the commitment loss": [curves["codebook_loss"]],
                                               "without": [curves["codebook_loss_no_commitment"]]})
     # Without the commitment loss our recipe is followed for a while only, and the other one to the end.
-    figures["commitment"] = plot_runs(runs, math.inf if prior is None else history_without["update"][-1])
+    until, notes = math.inf, {}
+    if prior is not None:
+        until, pace = history_without["update"][-1], doubling_updates(history_without)
+        lowest, best = min(zip(history_without["train_reconstruction"], history_without["update"]))
+        longer = history_without["test_z_norm"][-1][1] / history_without["test_code_norm"][-1][1]
+        notes = {"train_reconstruction": f"breaks: {lowest:.2f} at update {best}, then worse",
+                 "test_z_norm": f"grows: doubles in {pace:.0f} updates" if pace else "",
+                 "test_code_norm": f"lags: at the end z is {longer:.1f} times as long"}
+    figures["commitment"] = plot_runs(runs, until, notes)
 
     x = x_test[:20]
     x_hat, _, _, index = model(x)
