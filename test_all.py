@@ -575,12 +575,13 @@ def test_one_hot_condition():
     assert cvae.condition(vae.myVAE(), torch.arange(3)) is None
 
 
-def test_classifiers_on_mu():
+def test_classifiers_on_z():
     class Fake:  # an "encoder" whose mu is what `encode` makes of the condition
         conditional_vec_dim = 10
 
-        def __init__(self, encode):
-            self.encode = lambda x, c: (encode(c), None)
+        def __init__(self, encode, std):
+            self.encode = lambda x, c: (encode(c), torch.full_like(encode(c), 2 * math.log(std)))
+            self.reparameterize = cvae.myVAE.reparameterize.__get__(self)
             self.latent_dim = encode(torch.eye(10)).shape[1]
 
         def eval(self):
@@ -589,14 +590,15 @@ def test_classifiers_on_mu():
     torch.manual_seed(0)
     sets = (mnist()[0][:2000], mnist()[1][:2000], mnist()[2][:1000], mnist()[3][:1000])
     sign = torch.tensor([1.0, -1.0])
-    for encode, linear, nearest in (
-            (lambda c: c + 0.01 * torch.randn(len(c), 10), 1, 1),  # plain to see
-            (lambda c: torch.randn(len(c), 10), 0.1, 0.1),  # nothing to see
+    for encode, std, linear, nearest, mu_nearest in (
+            (lambda c: c + 0.01 * torch.randn(len(c), 10), 0.01, 1, 1, 1),  # plain to see
+            (lambda c: torch.randn(len(c), 10), 0.01, 0.1, 0.1, 0.1),  # nothing to see
+            (lambda c: 0.01 * c + 0.0001 * torch.randn(len(c), 10), 1.0, 0.1, 0.1, 1),  # in mu, but drowned in noise
             # Digit d lies on a circle of radius d, anywhere: curled up, but all there.
-            (lambda c: c.argmax(1, keepdim=True) * F.normalize(torch.randn(len(c), 2)), 0.12, 1)):
-        tested = cvae.probe_latents(Fake(encode), *sets)
-        assert abs(tested["latent_label_accuracy"] - linear) < 0.07, tested
-        assert abs(tested["latent_label_nearest_accuracy"] - nearest) < 0.05, tested
+            (lambda c: c.argmax(1, keepdim=True) * F.normalize(torch.randn(len(c), 2)), 0.01, 0.12, 1, 1)):
+        tested = cvae.probe_latents(Fake(encode, std), *sets)
+        for name, expected in (("linear", linear), ("nearest", nearest), ("mu_nearest", mu_nearest)):
+            assert abs(tested[f"latent_label_{name}"] - expected) < 0.07, (name, tested)
 
 
 def test_judging_of_samples():
