@@ -327,7 +327,7 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
         figure, axis = plt.subplots(figsize=(8, 3.6))
         axis.plot(results["test_kl"], results["test_bce"], "o-", color=common.BLUE)
         for beta, kl, bce in zip(results["beta"], results["test_kl"], results["test_bce"]):
-            axis.annotate(f"$\\beta$ = {beta:g}", (kl, bce), (6, 6), textcoords="offset points")
+            axis.annotate(f"$\\beta$ = {beta:g}", (kl, bce), (0, 6), textcoords="offset points", rotation=40)
         axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xscale="log")
         figures["rate_distortion"] = figure
 
