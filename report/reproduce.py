@@ -68,7 +68,7 @@ def run(script, seed):
         shutil.rmtree(out_dir / script)
     metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
     runs = dict(sorted({**read_seeds(script)["runs"], str(seed): without_histories(metrics)}.items()))
-    command = " ".join(["python", file_of(script), *flags_of(script, seed)[:-1], "SEED"])
+    command = " ".join(["python", file_of(script), *flags_of(script, 0)[:-1], "SEED"])
     text = json.dumps({"command": command, "seeds": sorted(map(int, runs)), "runs": runs}, indent=1)
     with common.replacing(REPORT / script / "seeds.json") as path:
         Path(path).write_text(text + "\n", encoding="utf-8")
