@@ -698,7 +698,9 @@ def main(argv=None):
     # The same run as the main one, schedule and all, but for one number; it is stopped early. How far does it depend on
     # chance, on precision, and on how fast the codes follow?
     few = min(args.n_updates, COMPARED_UPDATES)
-    variants = {"no_commitment": ({}, {"last": min(args.n_updates, 5000) if args.reference else few})}
+    # The notebook computes in float32. Its recipe without the commitment loss gets other results in bfloat16.
+    usual = {"last": min(args.n_updates, 5000), "float32": True} if args.reference else {"last": few}
+    variants = {"no_commitment": ({}, {})}
     if args.study or args.reference:
         variants |= {"no_commitment_seed_b": ({}, {"seed": args.seed + 1}),
                      "no_commitment_seed_c": ({}, {"seed": args.seed + 2})}
@@ -708,7 +710,7 @@ def main(argv=None):
                      "no_commitment_fast_codes": ({"decay": 0.9}, {}),
                      "no_commitment_slow_codes": ({"decay": 0.999}, {})}
     others = {phase: train(phase, {**config, "commitment_cost": 0.0, **changes}, x_train, x_test, args.n_updates, args,
-                           **{"last": few, **how}) for phase, (changes, how) in variants.items()}
+                           **{**usual, **how}) for phase, (changes, how) in variants.items()}
     if args.study:
         others |= {phase: train(phase, {**config, **changes}, x_train, x_test, few, args)
                    for phase, changes in study(config).items()}
