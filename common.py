@@ -12,12 +12,12 @@ those of `ToTensor`: float32, channels first, divided by 255.
 """
 
 import contextlib
-import math
+import gzip
 import os
-import shutil
 import socket
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import matplotlib.patheffects
@@ -26,89 +26,49 @@ import matplotlib.ticker
 import numpy as np
 import torch
 import torchvision
-from torchvision.datasets.utils import check_integrity
 
 DATA_DIR = Path(__file__).with_name("data")  # what the repo embeds; works from any working directory
 NETWORK_TIMEOUT = 20  # seconds of silence after which a download is given up
+DEVICE = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+IN_NOTEBOOK = "ipykernel" in sys.modules  # there a figure that is still open at the end of a cell appears under it
 
-# Ten colours that stay apart for colour-blind readers too, those of Okabe and Ito and two more; what is near in most
+# Ten colours that stay apart for colour-blind readers too: those of Okabe and Ito, and two more. What is near in most
 # latent spaces (3, 5 and 8; 4, 7 and 9) is far apart in brightness. Digit d has DIGIT_COLORS[d] in every figure.
 DIGIT_COLORS = ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                 "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"]
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito, for lines
-plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "axes.spines.top": False,
-                     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
+plt.rcParams.update({"savefig.dpi": 150, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+                     "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
                      "figure.constrained_layout.use": True})
-
-
-class DataError(OSError):
-    """A data file is missing or damaged. The message is one line that names the file and says what to do."""
-
-
-# %% Files
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yields a temporary name in the folder of `path`; renames it to `path` only if the block succeeds.
-
-    A run that is stopped or fails half-way, or a second run at the same time, thus never leaves a half-written file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # %% Data
 
-@contextlib.contextmanager
-def _impatient_network():
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none: a server that never answers would hang us
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+class DataError(SystemExit):
+    """A data file is missing or damaged. Nobody needs to catch it: Python prints its one line and exits."""
 
 
 def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-    data_dir: the folder that holds MNIST/raw/*.gz; None means data/ beside this file. torchvision checks the MD5 of
-        each official file and unpacks it; where there is none it downloads.
+    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file.
     validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
         on these: whoever looks at the test set to choose has no test set left.
     Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test.
-    Raises DataError if a file is damaged, or missing and not to be had.
+    Raises DataError if a file is missing or damaged.
     """
-    data_dir = Path(data_dir or DATA_DIR)
-    raw = data_dir / "MNIST" / "raw"
-    packed = [raw / name for name, _ in torchvision.datasets.MNIST.resources]
-    for (name, md5), file in zip(torchvision.datasets.MNIST.resources, packed):
-        if file.exists() and not check_integrity(file, md5):
-            raise DataError(f"{file} is damaged: delete it to download it again, or restore it with git checkout")
-    try:
-        with tempfile.TemporaryDirectory() as tmp, _impatient_network():
-            root = data_dir
-            if all(file.exists() for file in packed):
-                # Unpack in a folder of our own: that works in a read-only checkout, and with two runs at once.
-                root = Path(tmp)
-                (root / "MNIST" / "raw").mkdir(parents=True)
-                for file in packed:
-                    shutil.copy(file, root / "MNIST" / "raw")
-            sets = [torchvision.datasets.MNIST(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise DataError(f"no usable MNIST in {raw}, and no download ({type(error).__name__}): "
-                        "check --data-dir, or leave it out to use the embedded files") from None
-    images = [s.data.to(device).unsqueeze(1).float() / 255 for s in sets]  # what ToTensor does, once, for all images
-    labels = [s.targets.to(device) for s in sets]
+    def read(name, header, *shape):  # after a header of 16 or 8 bytes, each number is one byte
+        file = Path(data_dir or DATA_DIR) / "MNIST" / "raw" / f"{name}-ubyte.gz"
+        try:
+            with gzip.open(file) as unzipped:  # checks a checksum
+                numbers = np.frombuffer(unzipped.read(), np.uint8, offset=header).reshape(-1, *shape)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+            raise DataError(f"error: {file} is {what}: check --data-dir, or restore data/ with git checkout") from None
+        return torch.from_numpy(numbers.copy()).to(device)
+
+    images = [read(f"{part}-images-idx3", 16, 1, 28, 28).float().div_(255) for part in ("train", "t10k")]
+    labels = [read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k")]
     if validation:
         images, labels = images[0].split((50000, 10000)), labels[0].split((50000, 10000))
     return images[0], labels[0], images[1], labels[1]
@@ -124,122 +84,110 @@ def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
     validation: hold out the last tenth of the training images and return it in place of the test set.
     Returns x_train (50000 or 5000, 3, 32, 32) float32 in [0, 1], x_test (10000 or 1000, 3, 32, 32), and the source:
         "CIFAR-10" or "CIFAR-10 sample".
-    Raises DataError if a file is damaged, or none is to be had.
+    Raises DataError if a file is damaged, or there is none and no download.
     """
     data_dir = Path(data_dir or DATA_DIR)
     cache, sample, source = data_dir / "cifar10.npz", data_dir / "cifar10-sample.png", "CIFAR-10"
-    if cache.exists():
-        try:
+    try:
+        if cache.exists():
             with np.load(cache) as arrays:
-                train, test = arrays["train_images"], arrays["test_images"]
-            if train.shape != (50000, 32, 32, 3) or test.shape != (10000, 32, 32, 3):
-                raise ValueError
-        except Exception:  # a damaged zip can raise nearly anything
-            raise DataError(f"{cache} is damaged: delete it and run again") from None
-    else:
-        train = _download_cifar10(cache) if download else None
-        if train is not None:
-            train, test = train
+                sets = arrays["train_images"], arrays["test_images"]
         else:
-            try:
-                sheet = plt.imread(sample)  # (60 * 32, 100 * 32, 3) float in [0, 1]: 60 rows of 100 images
-                tiles = np.rint(sheet[..., :3] * 255).astype(np.uint8).reshape(60, 32, 100, 32, 3)
-            except FileNotFoundError:
-                raise DataError(f"no CIFAR-10 in {data_dir}, and no download: check --data-dir, or leave it out to use "
-                                "the embedded sample") from None
-            except Exception:
-                raise DataError(f"{sample} is damaged: restore it with git checkout") from None
-            images = tiles.transpose(0, 2, 1, 3, 4).reshape(6000, 32, 32, 3)
-            train, test, source = images[:5000], images[5000:], "CIFAR-10 sample"
+            sets = _download_cifar10(cache) if download else None
+        if sets is None:
+            source = "CIFAR-10 sample"
             print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images), as there is no "
-                  f"{cache.name}{' and no network' if download else ''}", file=sys.stderr)
+                  f"{cache.name}" + " and no download" * download, file=sys.stderr)
+            sheet = plt.imread(sample)  # (60 * 32, 100 * 32, 3) float in [0, 1]: 60 rows of 100 images
+            tiles = np.rint(sheet[..., :3] * 255).astype(np.uint8).reshape(60, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4)
+            sets = np.split(tiles.reshape(6000, 32, 32, 3), [5000])
+        train, test = (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255) for images in sets)
+    except Exception as error:  # a damaged file can raise nearly anything
+        file = cache if cache.exists() else sample
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise DataError(f"error: {file} is {what}: check --data-dir, delete cifar10.npz to download it again, or "
+                        "restore data/ with git checkout") from None
     if validation:
-        train, test = np.split(train, [len(train) * 9 // 10])
-    train, test = (torch.from_numpy(a).to(device).permute(0, 3, 1, 2).float().div_(255) for a in (train, test))
+        train, test = train.split((len(train) * 9 // 10, len(train) // 10))
     return train, test, source
 
 
 def _download_cifar10(cache):
     """The two image arrays by torchvision's download, kept in `cache` for the next time; None without a network."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none: a server that never answers would hang us
     try:
-        with tempfile.TemporaryDirectory() as tmp, _impatient_network():
-            sets = [torchvision.datasets.CIFAR10(tmp, train=train, download=True) for train in (True, False)]
+        with tempfile.TemporaryDirectory() as tmp:
+            sets = [torchvision.datasets.CIFAR10(tmp, train=train, download=True).data for train in (True, False)]
     except (OSError, RuntimeError):
         return None
-    with contextlib.suppress(OSError), replacing(cache) as temporary:  # a read-only folder: just no cache
-        np.savez(temporary, train_images=sets[0].data, train_labels=np.uint8(sets[0].targets),
-                 test_images=sets[1].data, test_labels=np.uint8(sets[1].targets))
-    return sets[0].data, sets[1].data
+    finally:
+        socket.setdefaulttimeout(before)
+    with contextlib.suppress(OSError):  # a read-only folder: just no cache
+        half_written = cache.with_name(f"cifar10-{os.getpid()}.npz")
+        np.savez(half_written, train_images=sets[0], test_images=sets[1])
+        half_written.replace(cache)  # whole or not at all
+    return sets
 
 
-def minibatches(batch_size, *tensors, shuffle=True):
+def minibatches(batch_size, *tensors):
     """Yields the tensors' rows in batches, in a new random order at every call. The last batch may be smaller.
 
     Why not `next(iter(loader))` inside a training loop? Every call of `iter` starts a new pass: it shuffles anew and
     never gets past the first batch. Write `for x, y in minibatches(...)`, once an epoch.
     """
-    n, device = len(tensors[0]), tensors[0].device
-    order = torch.randperm(n).to(device) if shuffle else torch.arange(n, device=device)
+    order = torch.randperm(len(tensors[0])).to(tensors[0].device)
     for index in order.split(batch_size):
         yield tuple(tensor[index] for tensor in tensors)
 
 
 # %% Plots
 
-IN_NOTEBOOK = "ipykernel" in sys.modules  # there a figure that is still open at the end of a cell appears under it
-
-
-def use_windows(show):
-    """To be called before the first figure: without `show`, figures only go to files, and no display is needed."""
-    if not show and not IN_NOTEBOOK:
-        matplotlib.use("Agg")
-
-
 def save_figures(figures, folder, show=False):
     """Writes figures, a dict {file name without ending: figure}, to `folder` (PNG, 150 dpi); with `show` also opens
     them in windows, and waits until these are closed."""
     for name, figure in figures.items():
-        with replacing(Path(folder) / f"{name}.png") as path:
-            figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
+        figure.savefig(Path(folder) / f"{name}.png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
     if show:
         plt.show()
-    for figure in figures.values() if not IN_NOTEBOOK else ():
-        plt.close(figure)
+    if not IN_NOTEBOOK:
+        plt.close("all")
 
 
 def plot_losses(history, panels, xlabel="epoch"):
     """Learning curves side by side, one panel for each part of the loss, on a logarithmic axis; returns the figure.
+    The legends give the curves' last values.
 
     history: dict of equally long lists: `train_<key>` and `test_<key>` for every panel (one of the two may be
         missing), and `xlabel` if the x axis is not simply 1, 2, 3, ...
     panels: dict from key to the panel's y label, such as {"loss": "MSE per pixel"}.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.4), squeeze=False)
     for axis, (key, label) in zip(axes[0], panels.items()):
         for which, color, style in (("train", BLUE, "-"), ("test", ORANGE, "--")):
             values = history.get(f"{which}_{key}", [])
             steps = history.get(xlabel, range(1, len(values) + 1))
             if values:
-                axis.plot(steps, values, style, color=color, label=which, marker="o" if len(values) < 30 else None,
-                          markersize=3)
+                axis.plot(steps, values, style, color=color, label=f"{which}: {values[-1]:.4g}", markersize=3,
+                          marker="o" if len(values) < 35 else None)
         axis.set(xlabel=xlabel, ylabel=label, yscale="log")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), title="last value", fontsize=9, title_fontsize=9)
         axis.xaxis.get_major_locator().set_params(integer=True)
         # Plain numbers, and between the powers of ten, too, as a curve may lie between two of them.
         axis.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
         for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             set_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
 def tile(images, pad=2):
     """One picture out of many: (R, C, ch, H, W) in [0, 1] -> (R * (H + pad) - pad, C * (W + pad) - pad, ch), white
     between the images."""
-    images = torch.as_tensor(images).detach().float().cpu().clamp(0, 1)
+    images = images.detach().float().cpu().clamp(0, 1)
     rows, columns, _, height, width = images.shape
     images = torch.nn.functional.pad(images, (0, pad, 0, pad), value=1.0)
     sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * (height + pad), columns * (width + pad), -1)
-    return sheet[:-pad, :-pad].numpy() if pad else sheet.numpy()
+    return sheet[:len(sheet) - pad, :sheet.shape[1] - pad].numpy()
 
 
 def plot_images(images, row_labels=(), column_labels=(), width=8):
@@ -261,15 +209,11 @@ def plot_images(images, row_labels=(), column_labels=(), width=8):
     return figure
 
 
-def plot_latent_space(z, y, extent=None):
-    """The points z (N, 2) in the latent plane, coloured by their digits y (N,), and below it, enlarged, where they are
-    crowded: the shortest piece of each axis that holds half of them; returns the figure.
-
-    extent: (left, right, bottom, top) to show; None shows all points.
-    """
+def plot_latent_space(z, y, extent, circles=()):
+    """The points z (N, 2) in the latent plane, coloured by their digits y (N,), within extent = (left, right, bottom,
+    top), and below it, enlarged, where they are crowded: the shortest piece of each axis that holds half of them.
+    circles: radii to draw around the origin. Returns the figure."""
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
-    if extent is None:
-        extent = [*np.quantile(z[:, 0], (0, 1)), *np.quantile(z[:, 1], (0, 1))]
     crowd = []
     for values in np.sort(z, axis=0).T:
         half = len(values) // 2
@@ -283,6 +227,7 @@ def plot_latent_space(z, y, extent=None):
         # is frequent and the others are not, and not on another number.
         everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=((left, right), (bottom, top)))
         taken = np.zeros_like(everywhere)
+        taken[[0, -1]] = taken[:, [0, -1]] = np.inf  # not on the frame
         for digit in np.unique(y):
             here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
             column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1) - taken).argmax(), here.shape)
@@ -291,6 +236,7 @@ def plot_latent_space(z, y, extent=None):
                 axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15,
                           fontweight="bold", ha="center", va="center", color=DIGIT_COLORS[digit],
                           path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
+        _draw_circles(axis, circles, "black")
         axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top))
     axes[0].add_patch(plt.Rectangle(crowd[::2], crowd[1] - crowd[0], crowd[3] - crowd[2], fill=False))
     axes[1].set_title("the frame, enlarged")
@@ -301,12 +247,12 @@ def plot_latent_space(z, y, extent=None):
     return figure
 
 
-def plot_latent_space_images(decode, extent, rows=20, columns=25):
+def plot_latent_space_images(decode, extent, rows=20, columns=25, circles=()):
     """What the decoder makes of each point of the latent plane; returns the figure.
 
     decode: maps (rows * columns, 2) points to (rows * columns, 1, H, W) images in [0, 1].
     extent: (left, right, bottom, top) of the plane: with the extent that `plot_latent_space` shows, the two figures
-        correspond point by point.
+        correspond point by point. circles: radii to draw around the origin.
     """
     left, right, bottom, top = extent
     step_x, step_y = (right - left) / columns, (top - bottom) / rows
@@ -317,6 +263,12 @@ def plot_latent_space_images(decode, extent, rows=20, columns=25):
     figure, axis = plt.subplots(figsize=(8, 6.4))
     axis.imshow(tile(images.reshape(rows, columns, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
                 extent=extent, aspect="auto")
+    _draw_circles(axis, circles, ORANGE)
     axis.grid(False)
-    axis.set(xlabel="$z_1$", ylabel="$z_2$")
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top))
     return figure
+
+
+def _draw_circles(axis, radii, color):
+    for radius in radii:
+        axis.add_patch(plt.Circle((0, 0), radius, fill=False, color=color, linestyle="--"))

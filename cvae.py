@@ -4,33 +4,28 @@
 # ///
 """Conditional VAE: say which digit, and get it, in any handwriting. Results: report.md#4-conditional-vae-cvaepy
 
-The VAE of vae.py, with one change: encoder and decoder also see the label y, as a one-hot vector c. The decoder no
-longer needs z to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest:
-slant, width, stroke. So the same z under another label is another digit in the same handwriting.
+The model of vae.py, but encoder and decoder also see the label y, as a one-hot vector c. The decoder no longer needs z
+to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest: slant, width,
+stroke. So the same z under another label is another digit in the same handwriting.
 
-    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ]  >=  -1/N  sum of log p(x|c)   (nats)
+    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ],   on average over z  >=  -1/N sum of log p(x|c)
     x_hat = decoder([z, c]),   z ~ q(z|x,c) = N(mu, diag(exp(logvar))),   mu, logvar from encoder([x, c])
 
 Do the samples show what was asked for? A small convolutional classifier, trained on the real digits, is the judge.
-And what does the label buy? --compare trains the same class without it as well.
+And what does the label buy? --no-label trains the same class without it.
 
-Run it:    python cvae.py              train, about five minutes on two cores of a laptop
-           python cvae.py --compare    then train without the label too, with conditional_vec_dim=0 as in vae.py
-           python cvae.py --smoke      all of it in seconds, on a few hundred images
-Writes:    runs/cvae/: metrics.json, summary.txt, model.pt, loss.png, digits.png and style.png.
+Run it:    python cvae.py               train on all of MNIST; minutes on a laptop
+           python cvae.py --no-label    without the label: conditional_vec_dim=0, as in vae.py
+           python cvae.py --smoke       every step in seconds, on a few hundred images
+Writes:    runs/cvae/: metrics.json, model.pt, loss.png, and with the label digits.png and style.png
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
            NeurIPS 2015. Kingma, Rezende, Mohamed and Welling, Semi-supervised Learning with Deep Generative Models,
            NeurIPS 2014, arXiv:1406.5298.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
-import io
 import json
 import math
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -42,58 +37,13 @@ from torch import nn
 
 import common
 
-# %% 1. Settings
-
-NAME = "cvae"
 N_CLASSES = 10
-IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x|c)
+IMPORTANCE_SAMPLES = 100  # per test image, for the estimate of log p(x|c)
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # its name stands in argparse's message: "invalid number value"
-        value = kind(text)
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
-        return value
-    return number
+# %% 1. Model
 
-
-def device(text):
-    """An argparse type: the name of a device that is there; auto is an accelerator if there is one, else the CPU."""
-    if text == "auto":
-        text = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
-    return text
-
-
-parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# Epochs, batch, rate and Z were chosen together, on held-out images: with vae.py's settings 95 % of the samples show the
-# digit that was asked for, with these 98 % do.
-parser.add_argument("--n-epochs", type=number(int, 1), default=30, help="passes over the training set")
-parser.add_argument("--batch-size", type=number(int, 1), default=256, help="images per update, N")
-parser.add_argument("--lr", type=number(float, 1e-9), default=5e-3, help="peak learning rate of Adam")
-# As in vae.py.
-parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
-# Fewer than vae.py's 16, as z need not say which digit it is.
-parser.add_argument("--latent-dim", type=number(int, 1), default=10, help="size of the latent vector, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
-parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
-parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
-parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
-parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
-parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
-parser.add_argument("--compare", action="store_true", help="also train without the label, and compare")
-
-
-# %% 2. Model
-
-# The class of vae.py, unchanged; new is only that conditional_vec_dim is not 0. Go on at "3. Loss".
+# The class of vae.py to the letter. The only change is a nonzero conditional_vec_dim: go on at `one_hot`.
 
 class myVAE(nn.Module):
     """Fully connected VAE (Kingma and Welling, arXiv:1312.6114); with conditional_vec_dim > 0 a conditional one (Sohn,
@@ -155,13 +105,9 @@ class myVAE(nn.Module):
         return {"loss": bce + kl, "bce": bce, "kl": kl}
 
 
-# %% 3. Loss
-
-# `myVAE.loss_function` above: the condition changes what the encoder and the decoder see, and nothing in the loss.
-
-def one_hot(labels, n_classes=N_CLASSES):
-    """labels (N,), whole numbers below n_classes -> (N, n_classes) float, a 1 in the label's column, 0 elsewhere"""
-    return F.one_hot(labels, n_classes).float()
+def one_hot(y, n_classes=N_CLASSES):
+    """Labels y (N,), whole numbers below n_classes -> (N, n_classes) float, a 1 in the label's column, 0 elsewhere"""
+    return F.one_hot(y, n_classes).float()
 
 
 def condition(model, y):
@@ -169,26 +115,26 @@ def condition(model, y):
     return one_hot(y) if model.conditional_vec_dim else None
 
 
-# %% 4. Training
+# %% 2. Training
 
 def train(model, x_train, y_train, x_test, y_test, args):
     """Minimises the loss with Adam; returns the history: lists of `train_loss`, `test_loss` and their parts `..._bce`
     and `..._kl`, one entry an epoch, in nats per image.
 
-    `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
+    `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
-    updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
     # Adam and its schedule as in vae.py.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
     history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
-        sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
+        sums = dict.fromkeys(("loss", "bce", "kl"), 0)
         for x, y in common.minibatches(args.batch_size, x_train, y_train):  # x (N, 1, H, W), y (N,)
             x_hat, mu, logvar = model(x, condition(model, y))
-            terms = model.loss_function(x_hat, x, mu, logvar)
+            terms = model.loss_function(x_hat, x, mu, logvar)  # the condition changes nothing in the loss
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
@@ -200,14 +146,14 @@ def train(model, x_train, y_train, x_test, y_test, args):
             history[f"test_{part}"].append(test)
         loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
         if not math.isfinite(loss):
-            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
+            sys.exit("error: the loss is no longer finite: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
         print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
               f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
-# %% 5. Evaluation
+# %% 3. Evaluation
 
 @torch.no_grad()
 def evaluate(model, x, y):
@@ -243,17 +189,35 @@ def importance_weighted_nll(model, x, y, n_samples):
 
 
 def log_bernoulli(x_hat, x):
-    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, H*W), x (n, H*W) -> (K, n).
-
-    There are 4 billion pixels to sum over, so the sums are products with x, several times as fast as
-    F.binary_cross_entropy, whose bound for its logs, -100, is kept."""
+    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, H*W), x (n, H*W) -> (K, n). As in
+    vae.py: products with x, several times as fast as F.binary_cross_entropy, whose bound for its logs, -100, is kept.
+    """
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
     return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
 
 
+def train_judge(x_train, y_train):
+    """A small convolutional classifier of real digits, (N, 1, H, W) -> (N, 10) logits, to judge generated ones."""
+    judge = nn.Sequential(nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),  # (N, 16, 14, 14)
+                          nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(), nn.Flatten(),  # (N, 32 * 7 * 7)
+                          nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, N_CLASSES)).to(x_train.device)
+    n_epochs, batch_size = 4, 128
+    optimizer = torch.optim.Adam(judge.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3,
+                                                    total_steps=n_epochs * math.ceil(len(x_train) / batch_size))
+    for _ in range(n_epochs):
+        for x, y in common.minibatches(batch_size, x_train, y_train):
+            loss = F.cross_entropy(judge(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return judge.eval()
+
+
 @torch.no_grad()
 def judge_samples(model, judge, x_test, y_test):
-    """Asks the judge which digit each sample shows, of as many samples with the same labels as there are test images.
+    """Draws a sample for each label of y_test (n,), and asks the judge which digit it shows.
 
     Returns {sample_accuracy, judge_test_accuracy (what it reaches on real digits), sample_std, test_std}; the last two
     measure variety: a pixel's standard deviation within a digit, as the root mean square over pixels and digits.
@@ -269,29 +233,11 @@ def judge_samples(model, judge, x_test, y_test):
             "sample_std": variety(samples), "test_std": variety(x_test)}
 
 
-def train_judge(x_train, y_train):
-    """A small convolutional classifier of real digits, (N, 1, H, W) -> (N, 10) logits, to judge generated ones."""
-    judge = nn.Sequential(nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),  # (N, 16, 14, 14)
-                          nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(), nn.Flatten(),  # (N, 32 * 7 * 7)
-                          nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, N_CLASSES)).to(x_train.device)
-    epochs, batch_size = 4, 128
-    updates = epochs * math.ceil(len(x_train) / batch_size)
-    optimizer = torch.optim.Adam(judge.parameters())
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=updates)
-    for _ in range(epochs):
-        for x, y in common.minibatches(batch_size, x_train, y_train):
-            loss = F.cross_entropy(judge(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    return judge.eval()
-
-
 def probe_latents(model, x_train, y_train, x_test, y_test):
     """Does z still carry the label? The test accuracy of two classifiers that get what the decoder gets, one z (n, Z)
     drawn from q(z|x,c) for each image: linear, softmax regression; and nearest, the vote of the 10 nearest training
-    images, which finds what is curled up as well. mu_nearest gets mu, without the noise that covers its details."""
+    images, which also finds classes that no plane separates. mu_nearest gets mu, without the noise that covers its
+    details."""
     with torch.no_grad():
         model.eval()
         mu_train, logvar_train = model.encode(x_train, condition(model, y_train))
@@ -316,7 +262,7 @@ def probe_latents(model, x_train, y_train, x_test, y_test):
     return {f"latent_label_{name}": float((score.argmax(1) == y_test).float().mean()) for name, score in scores.items()}
 
 
-# %% 6. Figures
+# %% 4. Figures
 
 @torch.no_grad()
 def make_figures(model, history, x_test, y_test):
@@ -324,6 +270,8 @@ def make_figures(model, history, x_test, y_test):
     model.eval()
     device = x_test.device
     figures = {"loss": common.plot_losses(history, {"loss": "loss, nats per image", "bce": "BCE", "kl": "KL"})}
+    if not model.conditional_vec_dim:
+        return figures
     labels = torch.arange(N_CLASSES, device=device)
 
     # Each row is one z from the prior, decoded under all ten labels.
@@ -332,93 +280,95 @@ def make_figures(model, history, x_test, y_test):
                                            [f"$z^{{({i + 1})}}$" for i in range(8)], labels.tolist(), width=7)
 
     # Style transfer: the z of a test digit, decoded under all ten labels. The first test image of each digit.
-    first = torch.stack([(y_test == d).nonzero()[0, 0] for d in y_test.unique()])
-    mu, _ = model.encode(x_test[first], one_hot(y_test[first]))
-    rows = model.decode(mu.repeat_interleave(N_CLASSES, dim=0), one_hot(labels.repeat(len(first))))
-    gap = torch.ones(len(first), 1, 1, 28, 28, device=device)
-    figures["style"] = common.plot_images(
-        torch.cat([x_test[first].unsqueeze(1), gap, rows.reshape(len(first), 10, 1, 28, 28)], dim=1),
-        column_labels=["test digit", "", *labels.tolist()], width=7)
+    x = torch.cat([x_test[y_test == digit][:1] for digit in range(N_CLASSES)])  # (10, 1, H, W)
+    mu, _ = model.encode(x, one_hot(labels))
+    rows = model.decode(mu.repeat_interleave(N_CLASSES, dim=0), one_hot(labels.repeat(10))).reshape(10, 10, 1, 28, 28)
+    x = x.unsqueeze(1)
+    figures["style"] = common.plot_images(torch.cat([x, torch.ones_like(x), rows], dim=1),
+                                          column_labels=["test digit", "", *labels.tolist()], width=7)
     return figures
 
 
-# %% 7. Run
+# %% 5. Run
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+# Epochs, batch, rate and Z were chosen together, on held-out images: with vae.py's settings 95 % of the samples show
+# the digit that was asked for, with these 98 % do.
+parser.add_argument("--n-epochs", type=int, default=30, help="passes over the training set")
+parser.add_argument("--batch-size", type=int, default=256, help="images per update, N")
+parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate of Adam")
+# As in vae.py.
+parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hidden layers, H_d")
+# Fewer than vae.py's 16, as z need not say which digit it is.
+parser.add_argument("--latent-dim", type=int, default=10, help="size of the latent vector, Z")
+parser.add_argument("--no-label", action="store_true", help="train without the label, to see what it is worth")
+parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
+parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
+parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/cvae/")
+parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
+parser.add_argument("--smoke", action="store_true", help="every step in seconds, on a few hundred images")
+parser.add_argument("--validation", action="store_true",
+                    help="measure on 10,000 held-out training images, for choosing settings")
+
 
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
     the command line."""
     args = parser.parse_args(argv)
-    out_dir = args.out_dir / NAME
-    out_dir.mkdir(parents=True, exist_ok=True)
-    common.use_windows(args.show)
-    sets = x_train, y_train, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
+    if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
+        parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
+    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "cvae"  # a smoke run never touches a real one
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
+    x_train, y_train, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
     if args.smoke:
-        sets = x_train, y_train, x_test, y_test = x_train[:512], y_train[:512], x_test[:256], y_test[:256]
+        x_train, y_train, x_test, y_test = x_train[:512], y_train[:512], x_test[:256], y_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
 
+    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim,
+              "conditional_vec_dim": 0 if args.no_label else N_CLASSES}
+    # Prints the layers and their sizes. Its "Input size" multiplies the two inputs' sizes where it should add them.
+    torchsummary.summary(myVAE(**config), [(28 * 28,)] + [(N_CLASSES,)] * (not args.no_label), device="cpu")
     torch.manual_seed(args.seed)
-    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim, "conditional_vec_dim": N_CLASSES}
     model = myVAE(**config).to(args.device)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"myVAE with {n_parameters:,} parameters, {len(x_train):,} images, on {args.device}")
 
     start = time.perf_counter()
-    history = train(model, *sets, args)
+    history = train(model, x_train, y_train, x_test, y_test, args)
     seconds = time.perf_counter() - start
-    test, nll = evaluate(model, x_test, y_test), importance_weighted_nll(model, x_test, y_test, IMPORTANCE_SAMPLES)
+    print(f"estimating log p(x|c) with {IMPORTANCE_SAMPLES} samples for each test image")
+    test, trained = evaluate(model, x_test, y_test), evaluate(model, x_train, y_train)
+    nll = importance_weighted_nll(model, x_test, y_test, IMPORTANCE_SAMPLES)
+    print("asking two classifiers whether z carries the label")
+    probed = probe_latents(model, x_train, y_train, x_test, y_test)
+    judged = {}
+    if not args.no_label:
+        print("training the judge of the samples")
+        judged = judge_samples(model, train_judge(x_train, y_train), x_test, y_test)
     metrics = {
-        "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test),
-        "n_parameters": n_parameters, "n_epochs": args.n_epochs, "seed": args.seed, "seconds": seconds,
-        "train_loss": evaluate(model, x_train, y_train)["loss"], "test_loss": test["loss"], "test_bce": test["bce"],
-        "test_kl": test["kl"], "test_nll_nats": nll, "importance_samples": IMPORTANCE_SAMPLES,
-        **probe_latents(model, *sets),
-        **judge_samples(model, train_judge(x_train, y_train), x_test, y_test),
-        "history": history, "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),
-        "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
-        "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        "settings": vars(args),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": seconds,
+        "train_loss": trained["loss"],
+        **{f"test_{part}": value for part, value in test.items()},
+        "test_nll_nats": nll,
+        "importance_samples": IMPORTANCE_SAMPLES,
+        **probed,
+        **judged,
+        "history": history,
     }
-    if args.compare:
-        print("the same without the label, for comparison")
-        torch.manual_seed(args.seed)
-        without = myVAE(**{**config, "conditional_vec_dim": 0}).to(args.device)
-        train(without, *sets, args)
-        plain = evaluate(without, x_test, y_test)
-        plain_nll = importance_weighted_nll(without, x_test, y_test, IMPORTANCE_SAMPLES)
-        metrics["without_label"] = {**{f"test_{part}": value for part, value in plain.items()},
-                                    "test_nll_nats": plain_nll, **probe_latents(without, *sets)}
-        metrics["label_saves_loss_nats"] = plain["loss"] - test["loss"]
-        metrics["label_saves_nll_nats"] = plain_nll - nll
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
     figures = make_figures(model, history, x_test, y_test)
-    with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
-        # Its line "Input size" is wrong for two inputs: it multiplies their sizes where it should add them.
-        torchsummary.summary(model.cpu(), [(28 * 28,), (N_CLASSES,)], device="cpu")
 
-    # Everything is ready: write it all, each file whole or not at all.
-    with common.replacing(out_dir / "model.pt") as path:
-        torch.save({"config": config, "state_dict": model.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
-    for name, text in texts.items():
-        with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text)
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
-    print(f"wrote {out_dir}{os.sep}")
-    ok = {True: "ok", False: "missed"}
-    print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "
-          f"{n_parameters:,} parameters <= 1,500,000: {ok[n_parameters <= 1_500_000]}")
+    print(f"wrote {out_dir}/: model.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
+    print(f"train loss {metrics['train_loss']:.2f} nats, required < 120; {metrics['n_parameters']:,} parameters, "
+          f"allowed 1,500,000; test loss {metrics['test_loss']:.2f}"
+          + (f", {judged['sample_accuracy']:.1%} of the samples are right" if judged else ""))
     return model, metrics
 
 
 if __name__ == "__main__":
-    try:
-        # In a notebook sys.argv holds the notebook's flags, not ours.
-        model, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
-    except RuntimeError as error:  # BCE refuses NaN, on most devices
-        if "between 0 and 1" not in str(error) and "device-side assert" not in str(error):
-            raise
-        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
-    except OSError as error:  # data or a folder that is not as it should be
-        parser.error(str(error))
+    model, metrics = main([] if common.IN_NOTEBOOK else None)

@@ -7,28 +7,23 @@
 What may the rest look like? There is more than one answer: a lower-left quarter may belong to a 4 as well as to a 9. A
 network that must give one answer, BaselineNN, gives the average of all of them, which is a blur. The conditional VAE,
 the class of vae.py with the visible pixels as its condition c (N, C), C = 196 for one quarter, gives a new answer for
-every z ~ N(0, I). Only the unseen pixels y are to be predicted, so only they count, in the losses and in every measure:
+every z ~ N(0, I). Only the unseen pixels u are to be predicted, so only they count, in the losses and in every measure:
 
-    L_CVAE = 1/N  sum over images of [ BCE(y_hat, y) + KL(q(z|x,c) || N(0, I)) ],   y_hat: decoder([z, c]), unseen part
-    L_NN   = 1/N  sum over images of   BCE(y_hat, y),                               y_hat: BaselineNN(c), unseen part
+    L_CVAE = 1/N  sum over images of [ BCE(u_hat, u) + KL(q(z|x,c) || N(0, I)) ],   u_hat: decoder([z, c]), unseen part
+    L_NN   = 1/N  sum over images of   BCE(u_hat, u),                               u_hat: BaselineNN(c), unseen part
 
-Run it:    python cvae_structured.py                      one quarter, three or four minutes on two cores of a laptop
-           python cvae_structured.py --quadrants 1 2 3    the table of the paper, three times as long
-           python cvae_structured.py --smoke              all of it in seconds, on a few hundred images
-Writes:    runs/cvae_structured/: metrics.json, summary.txt, loss.png, samples.png, best_of_k.png, and the weights
-           model.pt and baseline.pt. Where a file can show only one model, it is that of the first of --quadrants.
+Run it:    python cvae_structured.py                  one quarter is visible; minutes on a laptop
+           python cvae_structured.py --quadrants 2    half of the image is
+           python cvae_structured.py --smoke          every step in seconds, on a few hundred images
+Writes:    runs/cvae_structured/: metrics.json, loss.png, samples.png, best_of_k.png, and the weights model.pt and
+           baseline.pt
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
            NeurIPS 2015, section 5.1; report.md also quotes the numbers of Pyro's tutorial on it.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
-import io
 import json
 import math
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -41,56 +36,12 @@ from torch import nn
 
 import common
 
-# %% 1. Settings
-
-NAME = "cvae_structured"
 N_SAMPLES = 100  # per test image, for the estimates of the likelihood and for best of k
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # its name stands in argparse's message: "invalid number value"
-        value = kind(text)
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
-        return value
-    return number
+# %% 1. Model
 
-
-def device(text):
-    """An argparse type: the name of a device that is there; auto is an accelerator if there is one, else the CPU."""
-    if text == "auto":
-        text = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
-    return text
-
-
-parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# 10, 15 and 20 epochs, batches of 128 and 256 were compared on held-out training images.
-parser.add_argument("--n-epochs", type=number(int, 1), default=15, help="passes over the training set")
-parser.add_argument("--batch-size", type=number(int, 1), default=128, help="images per update, N")
-# Rate, width and Z as in vae.py.
-parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")
-parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
-parser.add_argument("--latent-dim", type=number(int, 1), default=16, help="size of the latent vector, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
-parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
-parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
-parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
-parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
-parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
-parser.add_argument("--quadrants", type=int, nargs="+", choices=(1, 2, 3), default=[1], metavar="Q",
-                    help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
-
-
-# %% 2. Model
-
-# The class of vae.py, unchanged; new is what its condition c is. Go on at BaselineNN.
+# The class of vae.py to the letter. What is new is its condition c: go on at BaselineNN.
 
 class myVAE(nn.Module):
     """Fully connected VAE (Kingma and Welling, arXiv:1312.6114); with conditional_vec_dim > 0 a conditional one (Sohn,
@@ -171,8 +122,6 @@ class BaselineNN(nn.Module):
         return {"loss": bce, "bce": bce, "kl": torch.zeros_like(bce)}
 
 
-# %% 3. Loss
-
 def split_pixels(quadrants, height=28, width=28):
     """Which pixels are visible: lower left, then upper left too, then upper right too. Returns the places of the
     visible ones (C,) and of the unseen ones (H*W - C,) in a flattened image."""
@@ -190,33 +139,34 @@ def take(x, places):
     return x.flatten(1)[:, places]
 
 
-def loss_terms(model, x, visible, unseen):
+def loss_terms(model, x, visible_at, unseen_at):
     """The training loss of either model on x (N, 1, H, W), {loss, bce, kl} in nats per image. Only unseen pixels count:
     the model's own loss_function sees no others."""
-    c = take(x, visible)  # (N, C)
+    c, unseen = take(x, visible_at), take(x, unseen_at)  # (N, C), (N, H*W - C)
     if isinstance(model, BaselineNN):
-        return model.loss_function(take(model(c), unseen), take(x, unseen))
+        return model.loss_function(take(model(c), unseen_at), unseen)
     x_hat, mu, logvar = model(x, c)
-    return model.loss_function(take(x_hat, unseen), take(x, unseen), mu, logvar)
+    return model.loss_function(take(x_hat, unseen_at), unseen, mu, logvar)
 
 
-# %% 4. Training
+# %% 2. Training
 
 def train(model, x_train, x_test, places, args):
     """Minimises the loss of a CVAE or a BaselineNN with Adam; returns the history: lists of `train_loss`,
-    `test_loss` and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image.
+    `test_loss` and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image. places: what
+    `split_pixels` returns.
 
-    `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
+    `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
-    updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
     # Adam and its schedule as in vae.py.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
     history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
-        sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
+        sums = dict.fromkeys(("loss", "bce", "kl"), 0)
         for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
             terms = loss_terms(model, x, *places)
             optimizer.zero_grad()
@@ -230,19 +180,18 @@ def train(model, x_train, x_test, places, args):
             history[f"test_{part}"].append(test)
         loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
         if not math.isfinite(loss):
-            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
+            sys.exit("error: the loss is no longer finite: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
         print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
               f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
-# %% 5. Evaluation
+# %% 3. Evaluation
 
 @torch.no_grad()
 def evaluate(model, x, places):
-    """The loss over all of x (n, 1, H, W) and its parts, in nats per image: {loss, bce, kl}. places: what
-    `split_pixels` returns."""
+    """The loss over all of x (n, 1, H, W) and its parts, in nats per image: {loss, bce, kl}."""
     model.eval()
     sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
     for batch in x.split(1000):
@@ -253,15 +202,14 @@ def evaluate(model, x, places):
 
 @torch.no_grad()
 def measure(model, baseline, x, places, n_samples):
-    """The negative conditional log-likelihood -log p(y|c) of the unseen pixels y, in nats per image, and the variety
+    """The negative conditional log-likelihood -log p(u|c) of the unseen pixels u, in nats per image, and the variety
     and the error of the samples; all means over x (n, 1, H, W).
 
-    monte_carlo_nll_nats:  log p(y|c)  ~  log 1/K sum over k of  p(y|z_k,c),  z_k from the prior N(0, I). What the
-        paper reports. It needs samples near y, and with few of them it is far too pessimistic.
-    importance_nll_nats:   log p(y|c)  ~  log 1/K sum over k of  p(y|z_k,c) p(z_k) / q(z_k|x,c),  z_k ~ q(z|x,c). The
-        same integral, with z drawn from the encoder, which sees y, and each draw reweighted. Both are, on average,
+    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c),  z_k from the prior N(0, I). What the
+        paper reports. It needs samples near u, and with few of them it is far too pessimistic.
+    importance_nll_nats:   log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c) p(z_k) / q(z_k|x,c),  z_k ~ q(z|x,c). The
+        same integral, with z drawn from the encoder, which sees u, and each draw reweighted. Both are, on average,
         bounds from above.
-    baseline_nll_nats:     the baseline has no z: its BCE is its -log p(y|c).
     sample_std:            a pixel's standard deviation over the samples from the prior, averaged over unseen pixels.
     best_of_k_mse:         list over k: the lowest squared error per unseen pixel among the first k samples.
     mean_of_k_mse:         the same error of the mean of all samples, which is no sample.
@@ -270,46 +218,46 @@ def measure(model, baseline, x, places, n_samples):
     """
     model.eval()
     baseline.eval()
-    visible, unseen = places
+    visible_at, unseen_at = places
     totals = dict.fromkeys(("monte_carlo_nll_nats", "importance_nll_nats", "sample_std", "mean_of_k_mse",
                             "baseline_mse"), 0.0)
     best = torch.zeros(n_samples, dtype=torch.float64)
     for batch in x.split(max(1, 5000 // n_samples)):
-        c, y = take(batch, visible), take(batch, unseen)  # (n, C), (n, H*W - C)
+        c, unseen = take(batch, visible_at), take(batch, unseen_at)  # (n, C), (n, H*W - C)
         mu, logvar = model.encode(batch, c)  # (n, Z)
 
-        def answers(z):  # z (K, n, Z) -> y_hat (K, n, H*W - C)
+        def answers(z):  # z (K, n, Z) -> u_hat (K, n, H*W - C)
             x_hat = model.decode(z.flatten(0, 1), c.repeat(n_samples, 1))
-            return take(x_hat, unseen).reshape(n_samples, *y.shape)
+            return take(x_hat, unseen_at).reshape(n_samples, *unseen.shape)
 
         epsilon = torch.randn(n_samples, *mu.shape, device=x.device)
         z = mu + torch.exp(0.5 * logvar) * epsilon
         log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # log p(z) - log q(z|x,c): the 2 pi cancel, (K, n)
-        log_importance = torch.logsumexp(log_bernoulli(answers(z), y) + log_ratio, dim=0)  # (n,)
-        y_hat = answers(epsilon)  # the prior is N(0, I), as epsilon is
-        log_monte_carlo = torch.logsumexp(log_bernoulli(y_hat, y), dim=0)  # (n,)
-        errors = ((y_hat - y) ** 2).mean(-1)  # (K, n)
+        log_importance = torch.logsumexp(log_bernoulli(answers(z), unseen) + log_ratio, dim=0)  # (n,)
+        u_hat = answers(epsilon)  # the prior is N(0, I), as epsilon is
+        log_monte_carlo = torch.logsumexp(log_bernoulli(u_hat, unseen), dim=0)  # (n,)
+        errors = ((u_hat - unseen) ** 2).mean(-1)  # (K, n)
         totals["monte_carlo_nll_nats"] += float((math.log(n_samples) - log_monte_carlo).sum())
         totals["importance_nll_nats"] += float((math.log(n_samples) - log_importance).sum())
-        totals["sample_std"] += float(y_hat.std(0).mean(-1).sum())
-        totals["mean_of_k_mse"] += float(((y_hat.mean(0) - y) ** 2).mean(-1).sum())
-        totals["baseline_mse"] += float(((take(baseline(c), unseen) - y) ** 2).mean(-1).sum())
+        totals["sample_std"] += float(u_hat.std(0).mean(-1).sum())
+        totals["mean_of_k_mse"] += float(((u_hat.mean(0) - unseen) ** 2).mean(-1).sum())
+        totals["baseline_mse"] += float(((take(baseline(c), unseen_at) - unseen) ** 2).mean(-1).sum())
         best += errors.cpu().cummin(dim=0).values.double().sum(1)  # on the CPU: not every accelerator has cummin
     means = {key: total / len(x) for key, total in totals.items()}
     best = (best / len(x)).tolist()
     wins = [k for k, error in enumerate(best, start=1) if error < means["baseline_mse"]]
-    return {**means, "baseline_nll_nats": evaluate(baseline, x, places)["loss"], "best_of_k_mse": best,
-            "beats_baseline_at_k": wins[0] if wins else None}
+    return {**means, "best_of_k_mse": best, "beats_baseline_at_k": wins[0] if wins else None}
 
 
 def log_bernoulli(x_hat, x):
-    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, P), x (n, P) -> (K, n). As in vae.py:
-    products with x, several times as fast as F.binary_cross_entropy, whose bound for its logs, -100, is kept."""
+    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, P), x (n, P) -> (K, n). As in
+    vae.py: products with x, several times as fast as F.binary_cross_entropy, whose bound for its logs, -100, is kept.
+    """
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
     return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
 
 
-# %% 6. Figures
+# %% 4. Figures
 
 @torch.no_grad()
 def pick_images(model, x, y, places):
@@ -327,11 +275,11 @@ def pick_images(model, x, y, places):
 
 
 @torch.no_grad()
-def make_figures(model, baseline, history, x_test, y_test, places, results):
+def make_figures(model, baseline, metrics, x_test, y_test, places):
     """All figures, as {file name without ending: figure}."""
     model.eval()
-    figures = {"loss": common.plot_losses(history, {"loss": "CVAE: loss, nats", "bce": "its BCE", "kl": "its KL",
-                                                    "baseline_loss": "BaselineNN: loss, nats"})}
+    figures = {"loss": common.plot_losses(metrics["history"], {
+        "loss": "CVAE: loss, nats", "bce": "its BCE", "kl": "its KL", "baseline_loss": "BaselineNN: loss"})}
 
     x = x_test[pick_images(model, x_test, y_test, places)]  # (7, 1, H, W)
     n, c = 10, take(x, places[0])
@@ -345,108 +293,97 @@ def make_figures(model, baseline, history, x_test, y_test, places, results):
         column_labels=["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
 
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    for (quadrants, result), color in zip(results.items(), (common.BLUE, common.RED, common.GREEN)):
-        k = range(1, len(result["best_of_k_mse"]) + 1)
-        axis.plot(k, result["best_of_k_mse"], color=color, label=f"{quadrants} visible: best of k samples")
-        axis.axhline(result["baseline_mse"], color=color, linestyle="--", linewidth=1,
-                     label=f"{quadrants} visible: BaselineNN")
+    best = metrics["best_of_k_mse"]
+    axis.plot(range(1, len(best) + 1), best, color=common.BLUE, label="CVAE: the best of k samples")
+    axis.axhline(metrics["baseline_mse"], color=common.ORANGE, linestyle="--", label="BaselineNN: its one answer")
+    axis.axhline(metrics["mean_of_k_mse"], color=common.GREEN, linestyle=":", label=f"CVAE: mean of {len(best)} samples")
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100))
     axis.set_xticks((), minor=True)
-    axis.set(xlabel="k, samples", ylabel="MSE per unseen pixel")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    axis.set(xlabel="k, samples", ylabel="MSE per unseen pixel", ylim=(0, None))
+    axis.legend()
     figures["best_of_k"] = figure
     return figures
 
 
-# %% 7. Run
+# %% 5. Run
 
-def run(quadrants, x_train, x_test, args):
-    """Trains and measures both models with so many quadrants visible; returns (CVAE, BaselineNN), (their constructor
-    arguments), metrics."""
-    places = [pixels.to(args.device) for pixels in split_pixels(quadrants)]
-    baseline_config = {"hidden_dim": args.hidden_dim, "conditional_vec_dim": len(places[0])}
-    config = {**baseline_config, "latent_dim": args.latent_dim}
-    torch.manual_seed(args.seed)
-    model, baseline = myVAE(**config).to(args.device), BaselineNN(**baseline_config).to(args.device)
-    n_parameters, n_decoder, n_baseline = (sum(p.numel() for p in m.parameters())
-                                           for m in (model, model.decoder, baseline))
-    print(f"BaselineNN with {n_baseline:,} parameters, {quadrants} of 4 quadrants visible, {len(x_train):,} images, "
-          f"on {args.device}")
-    baseline_start = time.perf_counter()
-    baseline_history = train(baseline, x_train, x_test, places, args)
-    print(f"myVAE with {n_parameters:,} parameters, {n_decoder:,} of them in its decoder")
-    start = time.perf_counter()
-    history = train(model, x_train, x_test, places, args)
-    seconds = time.perf_counter() - start
-    metrics = {
-        "n_parameters": n_parameters, "n_decoder_parameters": n_decoder, "n_baseline_parameters": n_baseline,
-        "seconds": seconds, "baseline_seconds": start - baseline_start,
-        "train_loss": evaluate(model, x_train, places)["loss"], "test_loss": evaluate(model, x_test, places)["loss"],
-        "baseline_train_loss": evaluate(baseline, x_train, places)["loss"],
-        **measure(model, baseline, x_test, places, N_SAMPLES),
-        "history": {**history, **{f"{which}_baseline_loss": baseline_history[f"{which}_loss"]
-                                  for which in ("train", "test")}},
-    }
-    print(f"-log p(unseen pixels), nats: BaselineNN {metrics['baseline_nll_nats']:.1f}, CVAE "
-          f"{metrics['importance_nll_nats']:.1f} importance-sampled, {metrics['monte_carlo_nll_nats']:.1f} Monte Carlo")
-    return (model, baseline), (config, baseline_config), metrics
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument("--n-epochs", type=int, default=15, help="passes over the training set")
+parser.add_argument("--batch-size", type=int, default=128, help="images per update, N")
+# Rate, width and Z as in vae.py. Twice as many latents make the bound better and the samples from the prior worse.
+parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of Adam")
+parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hidden layers, H_d")
+parser.add_argument("--latent-dim", type=int, default=16, help="size of the latent vector, Z")
+parser.add_argument("--quadrants", type=int, default=1, choices=(1, 2, 3),
+                    help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
+parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
+parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
+parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/cvae_structured/")
+parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
+parser.add_argument("--smoke", action="store_true", help="every step in seconds, on a few hundred images")
+parser.add_argument("--validation", action="store_true",
+                    help="measure on 10,000 held-out training images, for choosing settings")
 
 
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns both models and the metrics. argv: a list of flags, None for those
     of the command line."""
     args = parser.parse_args(argv)
-    out_dir = args.out_dir / NAME
-    out_dir.mkdir(parents=True, exist_ok=True)
-    common.use_windows(args.show)
+    if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
+        parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
+    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "cvae_structured"  # never touches a real run
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
     if args.smoke:
         x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
 
-    runs = {quadrants: run(quadrants, x_train, x_test, args) for quadrants in dict.fromkeys(args.quadrants)}
-    (model, baseline), (config, baseline_config), first = runs[args.quadrants[0]]
-    results = {quadrants: metrics for quadrants, (_, _, metrics) in runs.items()}
+    places = [pixels.to(args.device) for pixels in split_pixels(args.quadrants)]
+    baseline_config = {"hidden_dim": args.hidden_dim, "conditional_vec_dim": len(places[0])}
+    config = {**baseline_config, "latent_dim": args.latent_dim}
+    # Prints the layers and their sizes. Its "Input size" multiplies the two inputs' sizes where it should add them.
+    torchsummary.summary(myVAE(**config), [(28 * 28,), (len(places[0]),)], device="cpu")
+    torch.manual_seed(args.seed)
+    model, baseline = myVAE(**config).to(args.device), BaselineNN(**baseline_config).to(args.device)
+
+    print("training BaselineNN")
+    baseline_start = time.perf_counter()
+    baseline_history = train(baseline, x_train, x_test, places, args)
+    print("training the CVAE")
+    start = time.perf_counter()
+    history = train(model, x_train, x_test, places, args)
+    seconds = time.perf_counter() - start
+    print(f"measuring {N_SAMPLES} samples for each test image")
     metrics = {
-        "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test), "n_epochs": args.n_epochs,
-        "seed": args.seed, "n_samples": N_SAMPLES, **first, "quadrants": results,
-        "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),
-        "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
-        "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        "settings": vars(args),
+        **{f"n_{name}parameters": sum(p.numel() for p in net.parameters())
+           for name, net in (("", model), ("decoder_", model.decoder), ("baseline_", baseline))},
+        "seconds": seconds,
+        "baseline_seconds": start - baseline_start,
+        "train_loss": evaluate(model, x_train, places)["loss"],
+        **{f"test_{part}": value for part, value in evaluate(model, x_test, places).items()},
+        "baseline_train_loss": evaluate(baseline, x_train, places)["loss"],
+        # The baseline has no z: its BCE is its -log p(u|c).
+        "baseline_nll_nats": evaluate(baseline, x_test, places)["loss"],
+        **measure(model, baseline, x_test, places, N_SAMPLES),
+        "n_samples": N_SAMPLES,
+        "history": {**history, **{f"{which}_baseline_loss": baseline_history[f"{which}_loss"]
+                                  for which in ("train", "test")}},
     }
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
-    places = [pixels.to(args.device) for pixels in split_pixels(args.quadrants[0])]
-    figures = make_figures(model, baseline, first["history"], x_test, y_test, places, results)
-    with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
-        # Its line "Input size" is wrong for two inputs: it multiplies their sizes where it should add them.
-        torchsummary.summary(model.cpu(), [(28 * 28,), (config["conditional_vec_dim"],)], device="cpu")
+    figures = make_figures(model, baseline, metrics, x_test, y_test, places)
 
-    # Everything is ready: write it all, each file whole or not at all.
-    for name, net, arguments in (("model", model, config), ("baseline", baseline.cpu(), baseline_config)):
-        with common.replacing(out_dir / f"{name}.pt") as path:
-            torch.save({"config": arguments, "state_dict": net.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
-    for name, text in texts.items():
-        with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text)
+    for name, net, arguments in (("model", model, config), ("baseline", baseline, baseline_config)):
+        torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, out_dir / f"{name}.pt")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
-    print(f"wrote {out_dir}{os.sep}")
-    ok = {True: "ok", False: "missed"}
-    print(f"CVAE {metrics['importance_nll_nats']:.1f} < BaselineNN {metrics['baseline_nll_nats']:.1f} nats: "
-          f"{ok[metrics['importance_nll_nats'] < metrics['baseline_nll_nats']]}")
+    print(f"wrote {out_dir}/: model.pt, baseline.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
+    print(f"-log p(unseen pixels), nats: BaselineNN {metrics['baseline_nll_nats']:.1f}; CVAE, required to be lower, "
+          f"{metrics['importance_nll_nats']:.1f} importance-sampled, {metrics['monte_carlo_nll_nats']:.1f} Monte Carlo")
     return model, baseline, metrics
 
 
 if __name__ == "__main__":
-    try:
-        # In a notebook sys.argv holds the notebook's flags, not ours.
-        model, baseline, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
-    except RuntimeError as error:  # BCE refuses NaN, on most devices
-        if "between 0 and 1" not in str(error) and "device-side assert" not in str(error):
-            raise
-        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
-    except OSError as error:  # data or a folder that is not as it should be
-        parser.error(str(error))
+    model, baseline, metrics = main([] if common.IN_NOTEBOOK else None)

@@ -9,36 +9,32 @@ diag(exp(logvar))); the decoder is a distribution p(x|z) over images; new images
 Training maximises a lower bound on the log-probability of the data: the ELBO, evidence lower bound. Its unit is the
 nat, that of natural logarithms:
 
-    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x) || p(z)) ]  >=  -1/N  sum of log p(x)   (nats)
+    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x) || p(z)) ],   on average over z  >=  -1/N  sum of log p(x)
     BCE = -sum over pixels  of  x log x_hat + (1 - x) log(1 - x_hat)          = -log p(x|z), one sample z ~ q(z|x)
     KL  = -1/2 sum over latents of (1 + logvar - mu^2 - exp(logvar))           Kingma and Welling, appendix B
 
-BCE makes the code tell images apart, KL makes it forget what is not worth its price and keeps the codes of all images
+BCE makes the code tell images apart. KL makes it forget what is not worth its price, and keeps the codes of all images
 together around 0, where the prior samples.
 
-Run it:    python vae.py              train, two or three minutes on two cores of a laptop, half of it to evaluate
-           python vae.py --sweep      then train with the KL weighted otherwise, too
-           python vae.py --smoke      all of it in seconds, on a few hundred images
-Writes:    runs/vae/: metrics.json, summary.txt, model.pt, loss.png, samples.png, variance.png, walk.png and
-           traversals.png; with --sweep also rate_distortion.png and beta.png.
+Run it:    python vae.py                   train on all of MNIST; minutes on a laptop
+           python vae.py --latent-dim 2    a latent space that can be drawn
+           python vae.py --beta 10         a dearer code: beta times the KL
+           python vae.py --binarize        black and white pixels, as in most papers
+           python vae.py --smoke           every step in seconds, on a few hundred images
+Writes:    runs/vae/: metrics.json, model.pt, loss.png, reconstructions.png, samples.png, variance.png, walk.png,
+           traversals.png, and with --latent-dim 2 latent_space.png and latent_space_images.png
 Papers:    Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114.
            Rezende, Mohamed and Wierstra, Stochastic Backpropagation, ICML 2014, arXiv:1401.4082.
            Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, arXiv:1509.00519.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
-import io
 import json
 import math
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 import torchsummary
@@ -46,58 +42,11 @@ from torch import nn
 
 import common
 
-# %% 1. Settings
-
-NAME = "vae"
 UNUSED = 0.05  # a latent dimension with a KL of less, in nats per image, says nothing
-IMPORTANCE_SAMPLES = 500  # per test image, for the estimate of log p(x)
-SWEEP = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # what --sweep multiplies the KL by; with 0 nothing holds the codes together
+IMPORTANCE_SAMPLES = 100  # per test image, for the estimate of log p(x)
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or a float, at least low and below high."""
-    def number(text):  # its name stands in argparse's message: "invalid number value"
-        value = kind(text)
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}, below {high}")
-        return value
-    return number
-
-
-def device(text):
-    """An argparse type: the name of a device that is there; auto is an accelerator if there is one, else the CPU."""
-    if text == "auto":
-        text = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{text} is not available here: try --device cpu") from None
-    return text
-
-
-parser = argparse.ArgumentParser(prog=f"{NAME}.py", description=__doc__.split("\n")[0],
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# What the assignment allows.
-parser.add_argument("--n-epochs", type=number(int, 1), default=10, help="passes over the training set")
-# Half of what is usual: on held-out images half a nat better than 128, for a quarter more time.
-parser.add_argument("--batch-size", type=number(int, 1), default=64, help="images per update, N")
-# Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
-parser.add_argument("--lr", type=number(float, 1e-9), default=3e-3, help="peak learning rate of Adam")
-# 1.35 million parameters, of 1.5 million allowed.
-parser.add_argument("--hidden-dim", type=number(int, 1), default=512, help="width of the hidden layers, H_d")
-# More than it needs: training leaves six of them unused.
-parser.add_argument("--latent-dim", type=number(int, 1), default=16, help="size of the latent vector, Z")
-parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="same seed, same CPU: same numbers")
-parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps, ...")
-parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
-parser.add_argument("--out-dir", type=Path, default=Path("runs"), help=f"results go to OUT_DIR/{NAME}/")
-parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
-parser.add_argument("--smoke", action="store_true", help="all of it in seconds, on a few hundred images")
-parser.add_argument("--validation", action="store_true", help="test on 10,000 held-out training images, to choose by")
-parser.add_argument("--sweep", action="store_true", help=f"also train with {SWEEP} times the KL")
-
-
-# %% 2. Model
+# %% 1. Model
 
 class myVAE(nn.Module):
     """Fully connected VAE (Kingma and Welling, arXiv:1312.6114); with conditional_vec_dim > 0 a conditional one (Sohn,
@@ -159,43 +108,43 @@ class myVAE(nn.Module):
         return {"loss": bce + kl, "bce": bce, "kl": kl}
 
 
-# %% 3. Loss
-
-# `myVAE.loss_function` above: a VAE's loss belongs to its model. Why binary cross-entropy, when pixels are grey? It is
-# the log-likelihood of a coin per pixel with probability x_hat, and it is smallest at x_hat = x for grey x too. But
-# there it is not 0: x = 0.5 costs log 2 nats even if x_hat is perfect. All grey edges together cost what follows, and
-# no model can get below it.
-
 def bce_floor(x):
-    """The BCE in nats per image of a perfect reconstruction x_hat = x, the mean over x (n, 1, H, W)."""
+    """The BCE in nats per image of a perfect reconstruction x_hat = x, the mean over x (n, 1, H, W).
+
+    BCE is the log-likelihood of a coin per pixel with probability x_hat. It is smallest at x_hat = x for grey x too,
+    but there it is not 0: x = 0.5 costs log 2 nats even if x_hat is perfect. No model gets below this sum.
+    """
     return float(F.binary_cross_entropy(x, x, reduction="sum")) / len(x)
 
 
-# %% 4. Training
+# %% 2. Training
 
-def train(model, x_train, x_test, args, beta=1.0):
+def train(model, x_train, x_test, args):
     """Minimises BCE + beta KL with Adam; returns the history: lists of `train_loss`, `test_loss` (both with beta = 1)
     and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image.
 
-    `train_...` is the mean over an epoch's batches, as they came; `test_...` is measured after the epoch.
+    `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
-    updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
+    n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
     # The second beta, 0.99, averages squared gradients over 100 updates. PyTorch's default of 0.999, over 1,000,
     # gave 1 to 2 nats more with batches of 128. fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=updates)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
     history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
-        sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
+        sums = dict.fromkeys(("loss", "bce", "kl"), 0)
         for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
+            if args.binarize:
+                x = torch.bernoulli(x)  # grey 0.7 is white in 70 % of the epochs
             x_hat, mu, logvar = model(x)
             terms = model.loss_function(x_hat, x, mu, logvar)
+            loss = terms["bce"] + args.beta * terms["kl"]  # beta = 1: the negative ELBO
             optimizer.zero_grad()
-            (terms["bce"] + beta * terms["kl"]).backward()  # for beta = 1 the loss; else see `sweep`
+            loss.backward()
             optimizer.step()
             scheduler.step()
             for part, term in terms.items():
@@ -205,14 +154,14 @@ def train(model, x_train, x_test, args, beta=1.0):
             history[f"test_{part}"].append(test)
         loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
         if not math.isfinite(loss):
-            sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
+            sys.exit("error: the loss is no longer finite: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
         print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
               f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
-# %% 5. Evaluation
+# %% 3. Evaluation
 
 @torch.no_grad()
 def evaluate(model, x):
@@ -232,8 +181,8 @@ def importance_weighted_nll(model, x, n_samples):
 
         log p(x)  ~  log 1/K sum over k of  p(x|z_k) p(z_k) / q(z_k|x),     z_1 ... z_K ~ q(z|x)
 
-    With K = 1 that is the ELBO; more samples bring it closer to log p(x), on average always from below. The weights
-    are of the order of e^-100 and would be 0 in float32, so everything stays in logs until `logsumexp`.
+    With K = 1 that is an estimate of the ELBO; more samples bring it closer to log p(x), on average always from below.
+    The weights are as small as e^-100, at the edge of float32, so everything stays in logs until `logsumexp`.
     """
     model.eval()
     total = 0.0
@@ -252,35 +201,16 @@ def importance_weighted_nll(model, x, n_samples):
 def log_bernoulli(x_hat, x):
     """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, H*W), x (n, H*W) -> (K, n).
 
-    There are 4 billion pixels to sum over, so the sums are products with x, several times as fast as
+    There are nearly a billion pixels to sum over, so the sums are products with x, several times as fast as
     F.binary_cross_entropy, whose bound for its logs, -100, is kept."""
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
     return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
 
 
-def sweep(model, config, x_train, x_test, args):
-    """The same network trained with beta times the KL (Higgins et al., beta-VAE, ICLR 2017), from a plain autoencoder,
-    beta = 0, to one that hardly uses z. Returns the models and their results: {beta: model} and lists of beta,
-    test_bce and test_kl (distortion and rate: Alemi et al., arXiv:1711.00464)."""
-    models, results = {}, {"beta": [], "test_bce": [], "test_kl": []}
-    for beta in SWEEP:
-        if beta == 1:  # that one is trained already
-            models[beta] = model
-        else:
-            print(f"sweep: beta {beta}")
-            torch.manual_seed(args.seed)
-            models[beta] = myVAE(**config).to(args.device)
-            train(models[beta], x_train, x_test, args, beta)
-        test = evaluate(models[beta], x_test)
-        for key, value in (("beta", beta), ("test_bce", test["bce"]), ("test_kl", test["kl"])):
-            results[key].append(value)
-    return models, results
-
-
-# %% 6. Figures
+# %% 4. Figures
 
 @torch.no_grad()
-def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
+def make_figures(model, history, x_test, y_test, kl_per_dimension):
     """All figures, as {file name without ending: figure}."""
     model.eval()
     device = x_test.device
@@ -289,24 +219,27 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
     z = torch.randn(60, model.latent_dim, device=device)  # from the prior
     figures["samples"] = common.plot_images(model.decode(z).reshape(4, 15, 1, 28, 28))
 
+    x = x_test[:12]
+    figures["reconstructions"] = common.plot_images(torch.stack([x, model.decode(model.encode(x)[0])]),
+                                                    ["original", "rebuilt\nfrom mu"])
+
     # One digit, encoded once and sampled many times. The decoder was trained on samples of the original variance; 20
     # times that is too far from mu, and the digit loses first its style and then its identity.
     mu, logvar = (t.expand(24, -1) for t in model.encode(x_test[:1]))
     once = model.decode(model.reparameterize(mu, logvar)).reshape(2, 12, 1, 28, 28)
     wide = model.decode(model.reparameterize(mu, logvar + math.log(20))).reshape(2, 12, 1, 28, 28)
-    original = x_test[:1].expand(4, 1, 1, 28, 28)
+    original = torch.cat([x_test[:1], torch.ones(3, 1, 28, 28, device=device)]).unsqueeze(1)
     figures["variance"] = common.plot_images(
         torch.cat([original, torch.cat([once, wide])], dim=1), ["variance x 1", "", "variance x 20", ""],
         ["original"] + [""] * 12)
 
     # From a test digit to another in a straight line between their means.
-    first = {digit: int((y_test == digit).nonzero()[0]) for digit in y_test.unique().tolist()}  # its first example
-    pairs = [(first[a], first[b]) for a, b in [(1, 7), (3, 8), (4, 9), (0, 6)] if a in first and b in first]
     rows = []
-    for a, b in pairs:
-        mu, _ = model.encode(x_test[[a, b]])  # (2, Z)
+    for pair in [(1, 7), (3, 8), (4, 9), (0, 6)]:
+        a, b = (x_test[y_test == digit][:1] for digit in pair)  # each digit's first example
+        mu, _ = model.encode(torch.cat([a, b]))  # (2, Z)
         steps = torch.linspace(0, 1, 11, device=device).unsqueeze(1)
-        rows.append(torch.cat([x_test[[a]], model.decode((1 - steps) * mu[0] + steps * mu[1]), x_test[[b]]]))
+        rows.append(torch.cat([a, model.decode((1 - steps) * mu[0] + steps * mu[1]), b]))
     figures["walk"] = common.plot_images(torch.stack(rows), column_labels=["original"] + [""] * 11 + ["original"])
 
     # Each latent dimension from -3 to 3 standard deviations of the prior, the others kept at one digit's mean: those
@@ -322,93 +255,94 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension, swept):
         model.decode(z.flatten(0, 1)).reshape(len(order), 11, 1, 28, 28),
         [f"$z_{{{i + 1}}}$: {kl_per_dimension[i]:.2f}" for i in order], values)
 
-    if swept:
-        models, results = swept
-        figure, axis = plt.subplots(figsize=(8, 3.6))
-        axis.plot(results["test_kl"], results["test_bce"], "o-", color=common.BLUE)
-        for beta, kl, bce in zip(results["beta"], results["test_kl"], results["test_bce"]):
-            axis.annotate(f"$\\beta$ = {beta:g}", (kl, bce), (0, 6), textcoords="offset points", rotation=40)
-        axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xscale="log")
-        figures["rate_distortion"] = figure
-
-        z = torch.randn(12, model.latent_dim, device=device)  # the same for all rows
-        rows = {f"$\\beta$ = {beta:g}": other.decode(z) for beta, other in models.items()}
-        mu, _ = models[0].encode(x_test)
-        spread = torch.linalg.cholesky(torch.cov(mu.T) + 1e-6 * torch.eye(len(mu.T), device=device))
-        rows = {"$\\beta$ = 0, fitted\nGaussian": models[0].decode(mu.mean(0) + z @ spread.T), **rows}
-        figures["beta"] = common.plot_images(torch.stack(list(rows.values())), list(rows))
+    if model.latent_dim == 2:
+        # Half of what N(0, I) draws lies within 1.2 of the origin, and 99 % within 3.
+        extent, circles = (-4.5, 4.5, -3.6, 3.6), (1, 2, 3)
+        figures["latent_space"] = common.plot_latent_space(model.encode(x_test)[0], y_test, extent, circles)
+        figures["latent_space_images"] = common.plot_latent_space_images(
+            lambda points: model.decode(points.to(device)), extent, circles=circles)
     return figures
 
 
-# %% 7. Run
+# %% 5. Run
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+# What the assignment allows.
+parser.add_argument("--n-epochs", type=int, default=10, help="passes over the training set")
+# Half of what is usual: on held-out images half a nat better than 128, for 1.2 times the time.
+parser.add_argument("--batch-size", type=int, default=64, help="images per update, N")
+# Three times Adam's usual rate: the one-cycle schedule starts low and ends near 0, and only its peak is this high.
+parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of Adam")
+# 1.35 million parameters, of 1.5 million allowed.
+parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hidden layers, H_d")
+# More than it needs: training leaves about five of them unused.
+parser.add_argument("--latent-dim", type=int, default=16, help="size of the latent vector, Z")
+# 1 is the ELBO; 0 leaves a plain autoencoder (Higgins et al., beta-VAE, ICLR 2017).
+parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL in training")
+# The data set of Burda et al. and of most papers since: only between black and white pixels is BCE a log-likelihood.
+parser.add_argument("--binarize", action="store_true", help="draw each pixel black or white, grey is its probability")
+parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
+parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
+parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/vae/")
+parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
+parser.add_argument("--smoke", action="store_true", help="every step in seconds, on a few hundred images")
+parser.add_argument("--validation", action="store_true",
+                    help="measure on 10,000 held-out training images, for choosing settings")
+
 
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
     the command line."""
     args = parser.parse_args(argv)
-    out_dir = args.out_dir / NAME
-    out_dir.mkdir(parents=True, exist_ok=True)
-    common.use_windows(args.show)
+    if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim))
+            and args.beta >= 0):
+        parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive, --beta at least 0")
+    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "vae"  # a smoke run never touches a real one
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
     if args.smoke:
         x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
+    if args.binarize:  # the test images are drawn once, the same for every seed
+        x_test = torch.bernoulli(x_test.cpu(), generator=torch.Generator().manual_seed(0)).to(args.device)
 
+    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim}
+    torchsummary.summary(myVAE(**config), (1, 28, 28), device="cpu")  # prints the layers and their sizes
     torch.manual_seed(args.seed)
-    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim, "conditional_vec_dim": 0}
     model = myVAE(**config).to(args.device)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"myVAE with {n_parameters:,} parameters, {len(x_train):,} images, on {args.device}")
 
     start = time.perf_counter()
     history = train(model, x_train, x_test, args)
     seconds = time.perf_counter() - start
-    test = evaluate(model, x_test)
+    print(f"estimating log p(x) with {IMPORTANCE_SAMPLES} samples for each test image")
+    test, trained = evaluate(model, x_test), evaluate(model, torch.bernoulli(x_train) if args.binarize else x_train)
     with torch.no_grad():
         kl_per_dimension = model.kl_divergence(*model.encode(x_test)).mean(0).tolist()  # Z numbers
     metrics = {
-        "script": NAME, "dataset": "MNIST", "n_train": len(x_train), "n_test": len(x_test),
-        "n_parameters": n_parameters, "n_epochs": args.n_epochs, "seed": args.seed, "seconds": seconds,
-        "train_loss": evaluate(model, x_train)["loss"], "test_loss": test["loss"], "test_bce": test["bce"],
-        "test_kl": test["kl"], "test_kl_per_dimension": kl_per_dimension,
-        "n_used_dimensions": sum(kl > UNUSED for kl in kl_per_dimension), "test_bce_floor": bce_floor(x_test),
+        "settings": vars(args),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": seconds,
+        "train_loss": trained["loss"],
+        **{f"test_{part}": value for part, value in test.items()},
+        "test_kl_per_dimension": kl_per_dimension,
+        "n_used_dimensions": sum(kl > UNUSED for kl in kl_per_dimension),
+        "test_bce_floor": bce_floor(x_test),
         "test_nll_nats": importance_weighted_nll(model, x_test, IMPORTANCE_SAMPLES),
         "importance_samples": IMPORTANCE_SAMPLES,
-        "history": history, "settings": vars(args), "device": args.device, "threads": torch.get_num_threads(),
-        "processor": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
-        "accelerator": torch.cuda.get_device_name(args.device) if "cuda" in args.device else None,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        "history": history,
     }
-    swept = sweep(model, config, x_train, x_test, args) if args.sweep else None
-    metrics["sweep"] = swept and swept[1]
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
-    figures = make_figures(model, history, x_test, y_test, kl_per_dimension, swept)
-    with contextlib.redirect_stdout(io.StringIO()) as summary:  # torchsummary prints; it knows only cpu and cuda
-        torchsummary.summary(model.cpu(), (1, 28, 28), device="cpu")
+    figures = make_figures(model, history, x_test, y_test, kl_per_dimension)
 
-    # Everything is ready: write it all, each file whole or not at all.
-    with common.replacing(out_dir / "model.pt") as path:
-        torch.save({"config": config, "state_dict": model.state_dict()}, path)
-    texts = {"summary.txt": summary.getvalue(), "metrics.json": json.dumps(metrics, indent=1, default=str) + "\n"}
-    for name, text in texts.items():
-        with common.replacing(out_dir / name) as path:
-            Path(path).write_text(text)
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
-    print(f"wrote {out_dir}{os.sep}")
-    ok = {True: "ok", False: "missed"}
-    print(f"train loss {metrics['train_loss']:.2f} < 120: {ok[metrics['train_loss'] < 120]},   "
-          f"{n_parameters:,} parameters <= 1,500,000: {ok[n_parameters <= 1_500_000]}")
+    print(f"wrote {out_dir}/: model.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
+    print(f"train loss {metrics['train_loss']:.2f} nats, required < 120; {metrics['n_parameters']:,} parameters, "
+          f"allowed 1,500,000; test loss {metrics['test_loss']:.2f}, -log p(x) at most {metrics['test_nll_nats']:.2f}")
     return model, metrics
 
 
 if __name__ == "__main__":
-    try:
-        # In a notebook sys.argv holds the notebook's flags, not ours.
-        model, metrics = main(None if Path(sys.argv[0]).name == f"{NAME}.py" else [])
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{NAME}.py: stopped; every file that is there is whole\n")
-    except RuntimeError as error:  # BCE refuses NaN, on most devices
-        if "between 0 and 1" not in str(error) and "device-side assert" not in str(error):
-            raise
-        sys.exit(f"{NAME}.py: error: the loss is no longer a number: try a smaller --lr")
-    except OSError as error:  # data or a folder that is not as it should be
-        parser.error(str(error))
+    model, metrics = main([] if common.IN_NOTEBOOK else None)
