@@ -51,14 +51,15 @@ class DataError(SystemExit):
 def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file.
+    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file. Where
+        they are not, torchvision downloads them.
     validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
         on these: whoever looks at the test set to choose has no test set left.
     Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test.
-    Raises DataError if a file is missing or damaged.
+    Raises DataError if a file is damaged, or missing and not to be downloaded.
     """
     def read(name, header, *shape):  # after a header of 16 or 8 bytes, each number is one byte
-        file = Path(data_dir or DATA_DIR) / "MNIST" / "raw" / f"{name}-ubyte.gz"
+        file = data_dir / "MNIST" / "raw" / f"{name}-ubyte.gz"
         try:
             with gzip.open(file) as unzipped:  # checks a checksum
                 numbers = np.frombuffer(unzipped.read(), np.uint8, offset=header).reshape(-1, *shape)
@@ -67,6 +68,9 @@ def load_mnist(data_dir=None, device="cpu", validation=False):
             raise DataError(f"error: {file} is {what}: check --data-dir, or restore data/ with git checkout") from None
         return torch.from_numpy(numbers.copy()).to(device)
 
+    data_dir = Path(data_dir or DATA_DIR)
+    if not any(data_dir.glob("MNIST/raw/*.gz")):
+        _download(torchvision.datasets.MNIST, data_dir)
     images = [read(f"{part}-images-idx3", 16, 1, 28, 28).float().div_(255) for part in ("train", "t10k")]
     labels = [read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k")]
     if validation:
@@ -93,8 +97,14 @@ def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
             with np.load(cache) as arrays:
                 sets = arrays["train_images"], arrays["test_images"]
         else:
-            sets = _download_cifar10(cache) if download else None
-        if sets is None:
+            with tempfile.TemporaryDirectory() as tmp:
+                sets = _download(torchvision.datasets.CIFAR10, tmp) if download else None
+            if sets:
+                with contextlib.suppress(OSError):  # a read-only folder: just no cache
+                    half_written = cache.with_name(f"cifar10-{os.getpid()}.npz")
+                    np.savez(half_written, train_images=sets[0], test_images=sets[1])
+                    half_written.replace(cache)  # whole or not at all
+        if not sets:
             source = "CIFAR-10 sample"
             print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images), as there is no "
                   f"{cache.name}" + " and no download" * download, file=sys.stderr)
@@ -112,22 +122,17 @@ def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
     return train, test, source
 
 
-def _download_cifar10(cache):
-    """The two image arrays by torchvision's download, kept in `cache` for the next time; None without a network."""
+def _download(dataset, folder):
+    """Downloads a data set of torchvision's to `folder`; returns the images, training and test, None without a network.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none: a server that never answers would hang us
     try:
-        with tempfile.TemporaryDirectory() as tmp:
-            sets = [torchvision.datasets.CIFAR10(tmp, train=train, download=True).data for train in (True, False)]
+        return [dataset(folder, train=train, download=True).data for train in (True, False)]
     except (OSError, RuntimeError):
         return None
     finally:
         socket.setdefaulttimeout(before)
-    with contextlib.suppress(OSError):  # a read-only folder: just no cache
-        half_written = cache.with_name(f"cifar10-{os.getpid()}.npz")
-        np.savez(half_written, train_images=sets[0], test_images=sets[1])
-        half_written.replace(cache)  # whole or not at all
-    return sets
 
 
 def minibatches(batch_size, *tensors):

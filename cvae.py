@@ -8,7 +8,7 @@ The model of vae.py, but encoder and decoder also see the label y, as a one-hot 
 to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest: slant, width,
 stroke. So the same z under another label is another digit in the same handwriting.
 
-    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ],   on average over z  >=  -1/N sum of log p(x|c)
+    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ],  on average over z  >=  -1/N sum of log p(x|c)
     x_hat = decoder([z, c]),   z ~ q(z|x,c) = N(mu, diag(exp(logvar))),   mu, logvar from encoder([x, c])
 
 Do the samples show what was asked for? A small convolutional classifier, trained on the real digits, is the judge.

@@ -296,7 +296,8 @@ def make_figures(model, baseline, metrics, x_test, y_test, places):
     best = metrics["best_of_k_mse"]
     axis.plot(range(1, len(best) + 1), best, color=common.BLUE, label="CVAE: the best of k samples")
     axis.axhline(metrics["baseline_mse"], color=common.ORANGE, linestyle="--", label="BaselineNN: its one answer")
-    axis.axhline(metrics["mean_of_k_mse"], color=common.GREEN, linestyle=":", label=f"CVAE: mean of {len(best)} samples")
+    axis.axhline(metrics["mean_of_k_mse"], color=common.GREEN, linestyle=":",
+                 label=f"CVAE: the mean of {len(best)} samples")
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100))
     axis.set_xticks((), minor=True)

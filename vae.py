@@ -298,7 +298,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim))
             and args.beta >= 0):
-        parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive, --beta at least 0")
+        parser.error("--n-epochs, --batch-size, --lr and both sizes must be positive, --beta not negative")
     out_dir = args.out_dir / ("smoke" if args.smoke else "") / "vae"  # a smoke run never touches a real one
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)

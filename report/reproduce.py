@@ -1,159 +1,129 @@
-"""Runs everything that report.md and README.md quote, and writes the numbers into them.
+"""Runs everything that the pages quote: python report/reproduce.py
 
-    python report/reproduce.py                all six scripts, all seeds: a day on two CPU cores
-    python report/reproduce.py vae ae         only these
-    python report/reproduce.py --pages        runs nothing: writes the pages from what is there
+Each line of RUNS is one command, repeated for each seed. What is done is in report/<script>/runs.json and is not done
+again, so this can be stopped at any time. All of it takes days on two CPU cores.
 
-It prints beforehand what it will run, and can be stopped: what is done is not done again (--again does it again).
-Seed 0 writes report/<script>/ whole. Of the other seeds only the metrics are kept, without their histories, in
-report/<script>/seeds.json, together with those of seed 0.
+    python report/reproduce.py               everything that is missing
+    python report/reproduce.py vae cvae:     only runs whose script:run starts with one of these
+    python report/reproduce.py --list        only say what is missing
+
+runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
+writes report/<script>/. What else a run writes stays in runs/report/<script>:<run>:<seed>/, for comparisons.py.
+Afterwards: python report/comparisons.py draws, python report/pages.py writes the numbers into the pages.
 """
 
 import argparse
-import ast
 import json
-import re
+import platform
 import shutil
-import statistics
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+
+import torch
 
 REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
-sys.path.insert(0, str(ROOT))
+NOT_MAIN = "--alone --stop-at 2000"
 
-import common
+# script, run, flags, number of seeds
+RUNS = [
+    ("ae", "main", "", 5),
+    *[("ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (1, 4, 8, 16, 32)],
+    ("denoise_ae", "main", "", 5),
+    *[("denoise_ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (2, 6, 12)],
+    ("vae", "main", "", 5),
+    *[("vae", f"beta-{beta}", f"--beta {beta}", 3) for beta in (0, 0.1, 0.3, 3, 10)],
+    ("vae", "plane", "--latent-dim 2", 1),
+    ("vae", "binarized", "--binarize", 5),
+    ("cvae", "main", "", 5),
+    ("cvae", "no-label", "--no-label", 5),
+    ("cvae_structured", "main", "", 5),
+    *[("cvae_structured", f"quadrants-{n}", f"--quadrants {n}", 5) for n in (2, 3)],
+    ("vqvae", "main", "", 3),
+    # Without the commitment loss, to the end. Then other weights of it.
+    *[("vqvae", f"lambda-{cost}", f"--alone --commitment-cost {cost}", 3) for cost in (0, 0.05, 1, 2)],
+    # The notebook's recipe, with and without the commitment loss.
+    ("vqvae", "notebook", "--reference --alone", 1),
+    ("vqvae", "notebook-lambda-0", "--reference --alone --commitment-cost 0", 1),
+    # What makes it cheap? Its recipe in ours' small batches, then with a codebook from data; the rest is the schedule.
+    ("vqvae", "small-notebook", "--reference --alone --n-updates 10000 --batch-size 32", 3),
+    ("vqvae", "small-notebook-revive", "--alone --lr 1e-3 --constant-lr --relu-skip", 3),
+    # Why does z grow without the commitment loss?
+    ("vqvae", "lambda-0-decay-0.9", f"{NOT_MAIN} --commitment-cost 0 --decay 0.9", 3),
+    ("vqvae", "lambda-0-decay-0.999", f"{NOT_MAIN} --commitment-cost 0 --decay 0.999", 3),
+    ("vqvae", "lambda-0-half-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 3),
+    ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3 --constant-lr", 1),
+    # Short runs with a whole schedule of their own.
+    ("vqvae", "short", "--alone --n-updates 2000", 3),
+    ("vqvae", "short-no-revive", "--alone --n-updates 2000 --no-revive", 3),
+    ("vqvae", "short-codebook-loss", "--alone --n-updates 2000 --codebook-loss", 3),
+    ("vqvae", "short-codebook-loss-lambda-0", "--alone --n-updates 2000 --codebook-loss --commitment-cost 0", 3),
+    *[("vqvae", f"short-{flag.replace('num-', '')}-{value}", f"--alone --n-updates 2000 --{flag} {value}", 3)
+      for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)), ("num-residual-layers", (1, 4)))
+      for value in values],
+]
+HISTORY = {"update", "seconds", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
+           "test_z_norm", "test_code_norm", "test_quantization_error"}  # kept for the figures: only vqvae.py's
 
-# {folder in report/: (flags of its runs, flags of the first runs only, how many first runs, how many runs)}
-RUNS = {
-    "ae": ([], ["--sweep"], 3, 5),
-    "denoise_ae": ([], ["--sweep"], 3, 5),
-    "vae": ([], ["--sweep"], 3, 5),
-    "cvae": (["--compare"], [], 0, 5),
-    "cvae_structured": (["--quadrants", "1", "2", "3"], [], 0, 5),
-    "vqvae": (["--study"], [], 0, 3),
-    "vqvae_reference": (["--reference"], [], 0, 1),
-}
+
+def read_runs(script):
+    path = REPORT / script / "runs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def file_of(script):
-    return script.removesuffix("_reference") + ".py"
+def write_runs(script, runs):
+    """One line for each seed, in the order of RUNS."""
+    order = {run: i for i, (name, run, _, _) in enumerate(RUNS) if name == script}
+    entries = []
+    for run, entry in sorted(runs.items(), key=lambda item: order.get(item[0], len(RUNS))):
+        seeds = ",\n".join(f'  "{seed}": {json.dumps(entry["seeds"][seed])}' for seed in sorted(entry["seeds"], key=int))
+        head = json.dumps({key: value for key, value in entry.items() if key != "seeds"})[:-1]
+        entries.append(f'"{run}": {head}, "seeds": {{\n{seeds}}}}}')
+    (REPORT / script / "runs.json").write_text("{" + ",\n".join(entries) + "}\n", encoding="utf-8")
 
 
-def flags_of(script, seed):
-    flags, first, n_first, _ = RUNS[script]
-    return [*flags, *(first if seed < n_first else []), "--seed", str(seed)]
+def trimmed(value, script):
+    """Metrics without folders, with few of the histories, and with six digits."""
+    if isinstance(value, dict):
+        return {key: {k: trimmed(v, script) for k, v in item.items() if k in HISTORY} if key == "history"
+                else trimmed(item, script) for key, item in value.items()
+                if not key.endswith("_dir") and (key != "history" or script == "vqvae")}
+    if isinstance(value, list):
+        return [trimmed(item, script) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def without_histories(metrics):
-    return {key: without_histories(value) if isinstance(value, dict) else value
-            for key, value in metrics.items() if key != "history"}
-
-
-def read_seeds(script):
-    path = REPORT / script / "seeds.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-
-
-def run(script, seed):
-    """One run; seed 0 writes to report/, the others to a folder that is thrown away. A stopped run of vqvae goes on."""
-    out_dir = REPORT if seed == 0 else ROOT / "runs" / f"seed-{seed}"
+def run_once(script, run, flags, seed):
+    out_dir = ROOT / "runs" / "report" / f"{script}:{run}:{seed}"
     resume = ["--resume"] if any((out_dir / script).glob("checkpoint-*.pt")) else []
-    command = [sys.executable, str(ROOT / file_of(script)), *flags_of(script, seed), "--out-dir", str(out_dir), *resume]
-    subprocess.run(command, check=True)
+    command = [f"{script}.py", *flags.split(), "--seed"]
+    print(f"\n-- {script}:{run}, seed {seed}: python {' '.join(command)} {seed}", flush=True)
+    subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], str(seed), "--out-dir", str(out_dir),
+                    *resume], check=True)
     metrics = json.loads((out_dir / script / "metrics.json").read_text(encoding="utf-8"))
-    if seed != 0:
-        shutil.rmtree(out_dir / script)
-    metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
-    runs = dict(sorted({**read_seeds(script)["runs"], str(seed): without_histories(metrics)}.items()))
-    command = " ".join(["python", file_of(script), *flags_of(script, 0)[:-1], "SEED"])
-    text = json.dumps({"command": command, "seeds": sorted(map(int, runs)), "runs": runs}, indent=1)
-    with common.replacing(REPORT / script / "seeds.json") as path:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-# %% The pages
-
-MARKER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
-                    r"<!--(?P<script>\w+):(?P<seeds>seeds:)?(?P<key>[\w.|-]+)-->")
-CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
-                  r"```python\n.*?```", re.DOTALL)
-LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<script>\w+\.py)#L\d+\)")
-
-
-def look_up(metrics, key):
-    """The number at key; for a|b the number at a minus that at b, of the same run."""
-    if "|" in key:
-        return look_up(metrics, key.split("|")[0]) - look_up(metrics, key.split("|")[1])
-    for part in key.split("."):
-        metrics = metrics[int(part)] if isinstance(metrics, list) else metrics[part]
-    return metrics
-
-
-def number(marker):
-    """What a marked number should be, printed with the decimals it has."""
-    if marker["seeds"]:
-        values = [look_up(run, marker["key"]) for run in read_seeds(marker["script"])["runs"].values()
-                  if run[marker["key"].split(".")[0]] is not None]  # not every seed has a sweep
-    else:
-        metrics = (REPORT / marker["script"] / "metrics.json").read_text(encoding="utf-8")
-        values = [look_up(json.loads(metrics), marker["key"])]
-    scale = 100 if marker["percent"] else 1
-
-    def printed(value, like):
-        return f"{value * scale:,.{len(like.partition('.')[2])}f}"
-
-    text = printed(statistics.mean(values), marker["number"])
-    if marker["std"]:
-        text += " ± " + printed(statistics.stdev(values), marker["std"])
-    key = (marker["seeds"] or "") + marker["key"]
-    return f"{text}{marker['percent'] or ''}<!--{marker['script']}:{key}-->"
-
-
-def link(marker):
-    """A link to a function or class, with the line that it stands in today."""
-    lines, line = (ROOT / marker["script"]).read_text(encoding="utf-8").splitlines(), 0
-    for name in marker["name"].split("."):
-        line = next(i for i in range(line, len(lines)) if re.match(rf"\s*(def|class) {name}\b", lines[i]))
-    return f"[`{marker['name']}`]({marker['script']}#L{line + 1})"
-
-
-def code(marker):
-    """The lines of a function or class below its docstring, all or those from `first` to `last`, as they are today."""
-    node, text = None, (ROOT / marker["script"]).read_text(encoding="utf-8")
-    body = ast.parse(text).body
-    for name in marker["name"].split("."):
-        node = next(n for n in body if getattr(n, "name", None) == name)
-        body = node.body
-    above = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
-    lines = text.splitlines()[above:node.end_lineno]
-    if marker["first"]:
-        lines = lines[int(marker["first"]) - 1:int(marker["last"])]
-    return f"{marker['marker']}\n```python\n" + textwrap.dedent("\n".join(lines)).strip("\n") + "\n```"
-
-
-def write_pages():
-    for page in (ROOT / "report.md", ROOT / "README.md"):
-        text = CODE.sub(code, LINK.sub(link, MARKER.sub(number, page.read_text(encoding="utf-8"))))
-        with common.replacing(page) as path:
-            Path(path).write_text(text, encoding="utf-8", newline="\n")
+    if run == "main" and seed == 0:
+        metrics["settings"] = {k: v for k, v in metrics["settings"].items() if not k.endswith("_dir")}
+        (REPORT / script / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        for figure in (out_dir / script).glob("*.png"):
+            shutil.copy(figure, REPORT / script)
+    runs = read_runs(script)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    entry = runs.setdefault(run, {"command": f"python {' '.join(command)} SEED", "seeds": {}})
+    entry["processor"] = capabilities.get("cpu_name") or platform.processor()
+    entry["seeds"][str(seed)] = trimmed(metrics, script)
+    write_runs(script, runs)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("scripts", nargs="*", help=f"of {', '.join(RUNS)}; none means all")
-    parser.add_argument("--again", action="store_true", help="run what is done already, too")
-    parser.add_argument("--pages", action="store_true", help="run nothing, only write the pages")
+    parser.add_argument("only", nargs="*", help="the start of script:run, such as ae: or vae:beta")
+    parser.add_argument("--list", action="store_true", help="run nothing")
     args = parser.parse_args()
-    if unknown := set(args.scripts) - set(RUNS):
-        parser.error(f"no such script: {', '.join(unknown)}")
-    todo = [] if args.pages else [(script, seed) for script in args.scripts or RUNS for seed in range(RUNS[script][3])
-                                  if args.again or str(seed) not in read_seeds(script)["runs"]]
-    for script, seed in todo:
-        print("to run: python", file_of(script), *flags_of(script, seed))
-    for script, seed in todo:
-        print(f"\n-- {script}, seed {seed}", flush=True)
-        run(script, seed)
-    write_pages()
+    todo = [(script, run, flags, seed) for script, run, flags, n in RUNS for seed in range(n)
+            if (not args.only or f"{script}:{run}".startswith(tuple(args.only)))
+            and str(seed) not in read_runs(script).get(run, {"seeds": {}})["seeds"]]
+    for script, run, flags, seed in todo:
+        print(f"missing: {script}:{run}, python {script}.py {flags} --seed {seed}")
+    for missing in todo if not args.list else []:
+        run_once(*missing)

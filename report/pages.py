@@ -1,0 +1,107 @@
+"""Puts the measured numbers, the scripts' code and its line numbers into the pages: python report/pages.py
+
+A number is followed by a marker, a comment that a reader does not see:
+
+    97.8<!--vae:test_loss-->                     that key of report/vae/metrics.json: the main run with its first seed
+    97.8 ± 0.4<!--vae:seeds:test_loss-->         mean and standard deviation (n - 1) over the seeds of the main run
+    79.7<!--vae:beta-0.3/test_bce-->             another run of report/vae/runs.json, its first seed; seeds: works, too
+    0.5<!--vqvae:2:no_commitment/test_loss-->    the run with --seed 2
+    5.2 ± 0.5<!--cvae:seeds:no-label/test_loss minus main/test_loss-->       the difference, paired by seeds
+
+The number's decimals stay as they are written; with % after it, it is a percentage. <!--code:vae.py:myVAE.decode:1-2-->
+stands before a block with the code below that function's docstring (all of it, or those lines), and [`decode`](vae.py#L9)
+links to its line.
+"""
+
+import ast
+import functools
+import json
+import re
+import statistics
+import textwrap
+from pathlib import Path
+
+REPORT = Path(__file__).resolve().parent
+ROOT = REPORT.parent
+PAGES = [ROOT / "README.md", ROOT / "report.md", *sorted(REPORT.glob("*.md"))]
+
+NUMBER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
+                    r"(?P<marker><!--(?P<script>\w+):((?P<seed>seeds|\d+):)?(?P<key>[^>]+)-->)")
+CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
+                  r"```python\n.*?```", re.DOTALL)
+LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<folder>(\.\./)?)(?P<script>\w+\.py)#L\d+\)")
+
+
+@functools.cache
+def read(script, name):
+    return json.loads((REPORT / script / name).read_text(encoding="utf-8"))
+
+
+def look_up(script, seed, key):
+    """The number at key, such as beta-0.3/test_bce, for one seed; seed None is the first."""
+    run, _, key = key.rpartition("/")
+    if run in ("", "main") and seed is None:
+        value = read(script, "metrics.json")
+    else:
+        seeds = read(script, "runs.json")[run or "main"]["seeds"]
+        value = seeds[seed or min(seeds, key=int)]
+    for part in key.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def number(found):
+    """What a marked number should be, printed with the decimals that it has."""
+    keys, script, seed = found["key"].split(" minus "), found["script"], found["seed"]
+    if seed == "seeds":
+        runs = [key.rpartition("/")[0] or "main" for key in keys]
+        seeds = sorted(set.intersection(*(set(read(script, "runs.json")[run]["seeds"]) for run in runs)))
+        assert len(seeds) >= 3, f"{found['marker']}: fewer than three seeds"
+    else:
+        seeds = [seed]
+    values = [look_up(script, s, keys[0]) - (look_up(script, s, keys[1]) if keys[1:] else 0) for s in seeds]
+
+    def printed(value, like):
+        return f"{value * (100 if found['percent'] else 1):,.{len(like.partition('.')[2])}f}"
+
+    text = printed(statistics.mean(values), found["number"])
+    if found["std"]:
+        text += " ± " + printed(statistics.stdev(values), found["std"])
+    return f"{text}{found['percent'] or ''}{found['marker']}"
+
+
+def link(found):
+    """A link to a function or class, with the line that it stands in today."""
+    lines, line = (ROOT / found["script"]).read_text(encoding="utf-8").splitlines(), 0
+    for name in found["name"].split("."):
+        line = next(i for i in range(line, len(lines)) if re.match(rf"\s*(def|class) {name}\b", lines[i]))
+    return f"[`{found['name']}`]({found['folder']}{found['script']}#L{line + 1})"
+
+
+def code(found):
+    """The lines of a function or class below its docstring, all or those from `first` to `last`, as they are today."""
+    text = (ROOT / found["script"]).read_text(encoding="utf-8")
+    node = ast.parse(text)
+    for name in found["name"].split("."):
+        node = next(n for n in node.body if getattr(n, "name", None) == name)
+    above = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+    lines = text.splitlines()[above:node.end_lineno]
+    if found["first"]:
+        lines = lines[int(found["first"]) - 1:int(found["last"])]
+    return f"{found['marker']}\n```python\n" + textwrap.dedent("\n".join(lines)).strip("\n") + "\n```"
+
+
+def render(text):
+    """The page with every number, code block and link as it should be. Raises if a marker has no number before it."""
+    text, n_numbers = NUMBER.subn(number, text)
+    if n_numbers != text.count("<!--") - text.count("<!--code:"):
+        whole = {found["marker"] for found in NUMBER.finditer(text)}
+        raise ValueError(f"no number before {sorted(set(re.findall(r'<!--(?!code:).*?-->', text)) - whole)}")
+    text, n_blocks = CODE.subn(code, text)
+    assert n_blocks == text.count("<!--code:"), "a code marker has no block of Python right below it"
+    return LINK.sub(link, text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
