@@ -426,11 +426,11 @@ def make_figures(model, history, without, history_without, prior, codes_train, x
     model.eval()
     figures = {"loss": common.plot_losses(history, {
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
-    label = f"$\lambda$ = {model.commitment_cost:g}"
+    label = rf"$\lambda$ = {model.commitment_cost:g}"
     codebooks = {f"{label}, {history['update'][-1]:,} updates": model}
     if without is not None:
-        codebooks[f"$\lambda$ = 0, {history_without['update'][-1]:,} updates"] = without
-        figures["commitment"] = plot_commitment({label: history, "$\lambda$ = 0": history_without})
+        codebooks[rf"$\lambda$ = 0, {history_without['update'][-1]:,} updates"] = without
+        figures["commitment"] = plot_commitment({label: history, r"$\lambda$ = 0": history_without})
     figures["codebook"] = plot_codebooks(codebooks, x_test)
 
     x = x_test[:20]
@@ -546,7 +546,7 @@ def main(argv=None):
         "history": history,
     }
     without = history_without = prior = None
-    if not args.alone:
+    if not args.alone and args.commitment_cost:
         print("the same without the commitment loss, schedule and all, for comparison")
         torch.manual_seed(args.seed)
         without = VQVAE(**{**config, "commitment_cost": 0.0}).to(args.device, memory_format=layout)
@@ -555,7 +555,7 @@ def main(argv=None):
         metrics["no_commitment"] = {"n_updates": history_without["update"][-1],
                                     **{f"test_{key}": value for key, value in evaluate(without, x_test).items()},
                                     "seconds": history_without["seconds"][-1], "history": history_without}
-
+    if not args.alone:
         print("the prior: a transformer that learns which code follows which")
         torch.manual_seed(args.seed)
         prior = Prior(args.codebook_size).to(args.device)
