@@ -14,6 +14,7 @@ every z ~ N(0, I). Only the unseen pixels u are to be predicted, so only they co
 
 Run it:    python cvae_structured.py                  one quarter is visible; minutes on a laptop
            python cvae_structured.py --quadrants 2    half of the image is
+           python cvae_structured.py --learned-prior  z, too, is drawn for what is visible
            python cvae_structured.py --smoke          every step in seconds, on a few hundred images
 Writes:    runs/cvae_structured/: metrics.json, loss.png, samples.png, best_of_k.png, and the weights model.pt and
            baseline.pt
@@ -103,6 +104,22 @@ class myVAE(nn.Module):
         return {"loss": bce + kl, "bce": bce, "kl": kl}
 
 
+class LearnedPriorVAE(myVAE):
+    """With --learned-prior the prior, too, sees the visible pixels: p(z|c) = N(m(c), s(c)^2), one hidden layer (Sohn,
+    Lee and Yan 2015)."""
+
+    def __init__(self, hidden_dim=512, latent_dim=16, conditional_vec_dim=196):
+        super().__init__(hidden_dim=hidden_dim, latent_dim=latent_dim, conditional_vec_dim=conditional_vec_dim)
+        self.prior = nn.Sequential(nn.Linear(conditional_vec_dim, hidden_dim), nn.SiLU(),
+                                   nn.Linear(hidden_dim, 2 * latent_dim))
+
+
+def prior(model, c):
+    """m (N, Z) and log s^2 (N, Z) of the prior N(m, s^2) for visible pixels c (N, C): zeros, unless it is learned."""
+    learned = isinstance(model, LearnedPriorVAE)
+    return (model.prior(c) if learned else c.new_zeros(len(c), 2 * model.latent_dim)).chunk(2, dim=1)
+
+
 class BaselineNN(nn.Module):
     """One deterministic answer: the visible pixels c (N, C) -> x_hat (N, 1, H, W). The CVAE's decoder without z."""
 
@@ -141,12 +158,17 @@ def take(x, places):
 
 def loss_terms(model, x, visible_at, unseen_at):
     """The training loss of either model on x (N, 1, H, W), {loss, bce, kl} in nats per image. Only unseen pixels count:
-    the model's own loss_function sees no others."""
+    the model's own loss_function sees no others.
+
+    A KL does not change if z is measured in other units. In those of the prior, (z - m) / s, the prior is N(0, I), and
+    KL(N(mu, sigma^2) || N(m, s^2)) is that of N((mu - m) / s, sigma^2 / s^2), for which loss_function has the formula.
+    """
     c, unseen = take(x, visible_at), take(x, unseen_at)  # (N, C), (N, H*W - C)
     if isinstance(model, BaselineNN):
         return model.loss_function(take(model(c), unseen_at), unseen)
     x_hat, mu, logvar = model(x, c)
-    return model.loss_function(take(x_hat, unseen_at), unseen, mu, logvar)
+    m, log_s2 = prior(model, c)
+    return model.loss_function(take(x_hat, unseen_at), unseen, (mu - m) * torch.exp(-0.5 * log_s2), logvar - log_s2)
 
 
 # %% 2. Training
@@ -205,8 +227,8 @@ def measure(model, baseline, x, places, n_samples):
     """The negative conditional log-likelihood -log p(u|c) of the unseen pixels u, in nats per image, and the variety
     and the error of the samples; all means over x (n, 1, H, W).
 
-    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c),  z_k from the prior N(0, I). What the
-        paper reports. It needs samples near u, and with few of them it is far too pessimistic.
+    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c),  z_k from the prior. What the paper
+        reports. It needs samples near u, and with few of them it is far too pessimistic.
     importance_nll_nats:   log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c) p(z_k) / q(z_k|x,c),  z_k ~ q(z|x,c). The
         same integral, with z drawn from the encoder, which sees u, and each draw reweighted. Both are, on average,
         bounds from above.
@@ -231,10 +253,11 @@ def measure(model, baseline, x, places, n_samples):
             return take(x_hat, unseen_at).reshape(n_samples, *unseen.shape)
 
         epsilon = torch.randn(n_samples, *mu.shape, device=x.device)
-        z = mu + torch.exp(0.5 * logvar) * epsilon
-        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # log p(z) - log q(z|x,c): the 2 pi cancel, (K, n)
+        z, (m, log_s2) = mu + torch.exp(0.5 * logvar) * epsilon, prior(model, c)
+        # log p(z) - log q(z|x,c): the 2 pi cancel, (K, n)
+        log_ratio = 0.5 * (epsilon**2 + logvar - ((z - m) * torch.exp(-0.5 * log_s2)) ** 2 - log_s2).sum(-1)
         log_importance = torch.logsumexp(log_bernoulli(answers(z), unseen) + log_ratio, dim=0)  # (n,)
-        u_hat = answers(epsilon)  # the prior is N(0, I), as epsilon is
+        u_hat = answers(m + torch.exp(0.5 * log_s2) * epsilon)
         log_monte_carlo = torch.logsumexp(log_bernoulli(u_hat, unseen), dim=0)  # (n,)
         errors = ((u_hat - unseen) ** 2).mean(-1)  # (K, n)
         totals["monte_carlo_nll_nats"] += float((math.log(n_samples) - log_monte_carlo).sum())
@@ -266,7 +289,7 @@ def pick_images(model, x, y, places):
     those of a thin digit are alike in being mostly black. Among the first 1000."""
     x, y = x[:1000], y[:1000]
     c = take(x, places[0])
-    samples = torch.stack([take(model.decode(torch.randn(len(x), model.latent_dim, device=x.device), c), places[1])
+    samples = torch.stack([take(model.decode(model.reparameterize(*prior(model, c)), c), places[1])
                            for _ in range(20)])  # (20, 1000, H*W - C)
     spread, ink = samples.std(0).mean(-1), samples.mean(dim=(0, 2))  # (1000,)
     ambiguous = [int(torch.where(y == digit, spread, -math.inf).argmax()) for digit in (4, 9, 3, 5)]
@@ -283,7 +306,7 @@ def make_figures(model, baseline, metrics, x_test, y_test, places):
 
     x = x_test[pick_images(model, x_test, y_test, places)]  # (7, 1, H, W)
     n, c = 10, take(x, places[0])
-    samples = model.decode(torch.randn(n * len(x), model.latent_dim, device=x.device), c.repeat(n, 1))
+    samples = model.decode(model.reparameterize(*prior(model, c.repeat(n, 1))), c.repeat(n, 1))
     answers = torch.cat([baseline(c), samples]).reshape(n + 1, len(x), 1, 28, 28).transpose(0, 1)
     visible = torch.zeros(784, device=x.device).index_fill_(0, places[0], 1).reshape(28, 28).bool()
     answers = torch.where(visible, x.unsqueeze(1), answers)  # the visible pixels are known: show them as they are
@@ -319,6 +342,7 @@ parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hi
 parser.add_argument("--latent-dim", type=int, default=16, help="size of the latent vector, Z")
 parser.add_argument("--quadrants", type=int, default=1, choices=(1, 2, 3),
                     help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
+parser.add_argument("--learned-prior", action="store_true", help="p(z|c) from a network of its own, not N(0, I)")
 parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
@@ -347,7 +371,8 @@ def main(argv=None):
     # Prints the layers and their sizes. Its "Input size" multiplies the two inputs' sizes where it should add them.
     torchsummary.summary(myVAE(**config), [(28 * 28,), (len(places[0]),)], device="cpu")
     torch.manual_seed(args.seed)
-    model, baseline = myVAE(**config).to(args.device), BaselineNN(**baseline_config).to(args.device)
+    model_class = LearnedPriorVAE if args.learned_prior else myVAE
+    model, baseline = model_class(**config).to(args.device), BaselineNN(**baseline_config).to(args.device)
 
     print("training BaselineNN")
     baseline_start = time.perf_counter()

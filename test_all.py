@@ -426,14 +426,18 @@ def test_split_pixels_and_take():
 def test_loss_terms():
     torch.manual_seed(0)
     x, places = mnist()[0][:5], cvae_structured.split_pixels(2)
-    model = cvae_structured.myVAE(conditional_vec_dim=392)
-    baseline = cvae_structured.BaselineNN(conditional_vec_dim=392)
-    c = x[:, 0, :, :14].flatten(1)
-    with torch.random.fork_rng():
-        terms = cvae_structured.loss_terms(model, x, *places)
-    x_hat, mu, logvar = model(x, c)
-    for x_hat, kl, terms in ((x_hat, model.kl_divergence(mu, logvar).sum() / 5, terms),
-                             (baseline(c), 0 * mu.sum(), cvae_structured.loss_terms(baseline, x, *places))):
+    baseline, c, cases = cvae_structured.BaselineNN(conditional_vec_dim=392), x[:, 0, :, :14].flatten(1), []
+    cases.append((baseline(c), torch.tensor(0.0), cvae_structured.loss_terms(baseline, x, *places)))
+    for kind in (cvae_structured.myVAE, cvae_structured.LearnedPriorVAE):
+        model, normal = kind(conditional_vec_dim=392), torch.distributions.Normal
+        with torch.random.fork_rng():
+            terms = cvae_structured.loss_terms(model, x, *places)
+        x_hat, mu, logvar = model(x, c)
+        prior = (normal(*((v if i == 0 else (0.5 * v).exp()) for i, v in enumerate(model.prior(c).chunk(2, dim=1))))
+                 if kind is cvae_structured.LearnedPriorVAE else normal(0.0, 1.0))
+        kl = torch.distributions.kl_divergence(normal(mu, (0.5 * logvar).exp()), prior).sum() / 5
+        cases.append((x_hat, kl, terms))
+    for x_hat, kl, terms in cases:
         bce = F.binary_cross_entropy(x_hat[:, 0, :, 14:], x[:, 0, :, 14:], reduction="sum") / 5  # only unseen pixels
         for key, expected in (("kl", kl), ("bce", bce), ("loss", bce + kl)):
             expect(f"loss_terms: {key}", terms[key], expected)
@@ -443,20 +447,23 @@ def test_loss_terms():
 def test_measure():
     torch.manual_seed(0)
     x, places = mnist()[2][:4], cvae_structured.split_pixels(1)
-    model = cvae_structured.myVAE(latent_dim=1, hidden_dim=8, conditional_vec_dim=196)
+    model = cvae_structured.LearnedPriorVAE(latent_dim=1, hidden_dim=8, conditional_vec_dim=196)
     baseline = cvae_structured.BaselineNN(hidden_dim=8)
     c, unseen = (x.flatten(1)[:, pixels] for pixels in places)
     model.decoder[0].weight.mul_(3)  # so that z matters
     model.mu_layer.bias.fill_(0.5)  # and q(z|x,c) is not the prior
+    model.prior[2].bias.copy_(torch.tensor([-0.3, 0.2]))  # nor is this one N(0, 1)
+    m, log_s2 = model.prior(c).chunk(2, dim=1)  # (4, 1)
     z, joint = torch.linspace(-8, 8, 2001).unsqueeze(1), []
     for i in range(4):  # the integral over z, by quadrature
         u_hat = model.decode(z, c[i].expand(2001, -1)).flatten(1)[:, places[1]].double()  # (2001, 588)
         log_p_u = (unseen[i] * u_hat.log() + (1 - unseen[i]) * (1 - u_hat).log()).sum(1)
-        joint.append(log_p_u + torch.distributions.Normal(0, 1).log_prob(z).squeeze(1))
+        joint.append(log_p_u + torch.distributions.Normal(m[i], (0.5 * log_s2[i]).exp()).log_prob(z).squeeze(1))
     exact = -(torch.logsumexp(torch.stack(joint), dim=1) + math.log(16 / 2000)).mean()
     results = [cvae_structured.measure(model, baseline, x, places, 1000) for _ in range(10)]
     result, best = results[0], results[0]["best_of_k_mse"]
-    samples = torch.stack([model.decode(torch.randn(4, 1), c).flatten(1)[:, places[1]] for _ in range(2000)])
+    samples = torch.stack([model.decode(m + (0.5 * log_s2).exp() * torch.randn(4, 1), c).flatten(1)[:, places[1]]
+                           for _ in range(2000)])
     answer = baseline(c).flatten(1)[:, places[1]]
     for key, expected, tolerance in (
             ("importance_nll_nats", exact, 1e-4), ("monte_carlo_nll_nats", exact, 1e-4),

@@ -40,6 +40,7 @@ RUNS = [
     ("cvae", "no-label", "--no-label", 5),
     ("cvae_structured", "main", "", 5),
     *[("cvae_structured", f"quadrants-{n}", f"--quadrants {n}", 5) for n in (2, 3)],
+    *[("cvae_structured", f"learned-prior-{n}", f"--learned-prior --quadrants {n}", 3) for n in (1, 2, 3)],
     ("vqvae", "main", "", 3),
     # Without the commitment loss, to the end. Then other weights of it.
     *[("vqvae", f"lambda-{cost}", f"--alone --commitment-cost {cost}", 3) for cost in (0, 0.05, 1, 2)],
