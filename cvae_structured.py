@@ -304,7 +304,7 @@ def make_figures(model, baseline, metrics, x_test, y_test, places):
     figures = {"loss": common.plot_losses(metrics["history"], {
         "loss": "CVAE: loss, nats", "bce": "its BCE", "kl": "its KL", "baseline_loss": "BaselineNN: loss"})}
 
-    x = x_test[pick_images(model, x_test, y_test, places)]  # (7, 1, H, W)
+    x = x_test[pick_images(model, x_test, y_test, places) + [0, 1, 2]]  # (10, 1, H, W)
     n, c = 10, take(x, places[0])
     samples = model.decode(model.reparameterize(*prior(model, c.repeat(n, 1))), c.repeat(n, 1))
     answers = torch.cat([baseline(c), samples]).reshape(n + 1, len(x), 1, 28, 28).transpose(0, 1)
@@ -313,7 +313,8 @@ def make_figures(model, baseline, metrics, x_test, y_test, places):
     given = torch.where(visible, x, 0.5)
     figures["samples"] = common.plot_images(
         torch.cat([torch.stack([given, x], dim=1), answers], dim=1),
-        column_labels=["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
+        ["", "open", "", "", "", "settled", "", "", "simply\nthe first\nthree", ""],
+        ["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
 
     figure, axis = plt.subplots(figsize=(8, 3.6))
     best = metrics["best_of_k_mse"]

@@ -965,7 +965,7 @@ def test_figures_of_cvae_structured():
     torch.manual_seed(0)
     picked = cvae_structured.pick_images(model, x, y, places)
     assert y[picked].tolist() == [4, 9, 3, 5, 0, 1, 7]
-    images, originals = figures["samples"][0].flatten(2), x[picked].flatten(1)
+    images, originals = figures["samples"][0].flatten(2), x[picked + [0, 1, 2]].flatten(1)
     expect("the originals", images[:, 1], originals)
     expect("what is not given is grey", images[:, 0][:, places[1]], 0.5)
     for column in range(2, 13):  # what is visible is shown as it is
@@ -997,7 +997,8 @@ def test_figures_of_the_vqvae():
     cells = torch.cat([images[1], images[4]])[:, :, 1::4, 2::4].permute(0, 2, 3, 1).reshape(-1, 3)
     assert len(cells.unique(dim=0)) == len(index.unique())  # a colour for each code, and it stays the same
     assert all(len(cells[index.flatten() == code].unique(dim=0)) == 1 for code in index.unique())
-    images = figures["samples"][0][:, :, :, 12:20, 12:20]  # (5, 10, 3, 8, 8)
+    expect("the last row", figures["samples"][0][5], x_hat[:10])
+    images = figures["samples"][0][:5, :, :, 12:20, 12:20]  # (5, 10, 3, 8, 8)
     codes = model.quantizer.codebook.detach()
     shown = (images.permute(0, 1, 3, 4, 2).unsqueeze(-2) - codes[:, :3]).norm(dim=-1).argmin(-1)
     assert (shown[:, :7] == 5).all()  # what the prior wrote

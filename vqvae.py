@@ -448,9 +448,11 @@ def make_figures(model, history, without, history_without, prior, codes_train, x
         blocks = prior.sample(35), torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
         written, drawn = (model.decode(model.quantizer.embed(index)).reshape(5, -1, 3, 32, 32) for index in blocks)
         gap = torch.ones(5, 1, 3, 32, 32, device=x.device)
+        # Below them, what the decoder makes of the right codes: the blur is its own, not the prior's.
         figures["samples"] = common.plot_images(
-            torch.cat([written, gap, drawn], dim=1),
-            column_labels=[*[""] * 3, "codes written by the prior", *[""] * 4, "      drawn one by one", ""])
+            torch.cat([torch.cat([written, gap, drawn], dim=1), x_hat[:10].unsqueeze(0)]),
+            [*[""] * 5, "codes of\ntest images"],
+            [*[""] * 3, "codes written by the prior", *[""] * 4, "      drawn one by one", ""])
     return figures
 
 
