@@ -3,9 +3,9 @@
 Each line of RUNS is one command, repeated for each seed. What is done is in report/<script>/runs.json and is not done
 again, so this can be stopped at any time. All of it takes days on two CPU cores.
 
-    python report/reproduce.py               everything that is missing
-    python report/reproduce.py vae cvae:     only runs whose script:run starts with one of these
-    python report/reproduce.py --list        only say what is missing
+    python report/reproduce.py                     everything that is missing
+    python report/reproduce.py vae: cvae:main:0    only runs whose script:run:seed starts with one of these
+    python report/reproduce.py --list              only say what is missing
 
 runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
 writes report/<script>/. What else a run writes stays in runs/report/<script>:<run>:<seed>/, for comparisons.py.
@@ -118,11 +118,11 @@ def run_once(script, run, flags, seed):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("only", nargs="*", help="the start of script:run, such as ae: or vae:beta")
+    parser.add_argument("only", nargs="*", help="the start of script:run:seed, such as ae: or vae:beta")
     parser.add_argument("--list", action="store_true", help="run nothing")
     args = parser.parse_args()
     todo = [(script, run, flags, seed) for script, run, flags, n in RUNS for seed in range(n)
-            if (not args.only or f"{script}:{run}".startswith(tuple(args.only)))
+            if (not args.only or f"{script}:{run}:{seed}".startswith(tuple(args.only)))
             and str(seed) not in read_runs(script).get(run, {"seeds": {}})["seeds"]]
     for script, run, flags, seed in todo:
         print(f"missing: {script}:{run}, python {script}.py {flags} --seed {seed}")
