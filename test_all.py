@@ -1,4 +1,4 @@
-"""Smoke tests: `python test_all.py` runs them all in about a minute, `python test_all.py kl` those with kl in their name.
+"""Smoke tests: `python test_all.py` runs them all in a minute, `python test_all.py kl` those with kl in their name.
 
 Nothing is trained for real and no network is needed. Each function that implements an equation is held against an
 independent computation, every script runs from end to end with --smoke, and the numbers, code and links of the pages
@@ -51,7 +51,7 @@ BUDGETS = {"ae": 1_500_000, "denoise_ae": 15_000, "vae": 1_500_000, "cvae": 1_50
 # %% Helpers
 
 def expect(what, got, expected, tolerance=1e-5):
-    """Fails, and says what was expected, unless `got` is within tolerance * (1 + |expected|) of it, number by number."""
+    """Fails, and says what was expected, unless each number got is within tolerance * (1 + |expected|) of it."""
     assert got is not None, f"{what}: expected {expected}, got None"
     got, expected = (torch.as_tensor(np.array(value) if isinstance(value, list) else value).detach().double()
                      for value in (got, expected))
@@ -60,6 +60,11 @@ def expect(what, got, expected, tolerance=1e-5):
     wrong = ~((got - expected).abs() <= tolerance * (1 + expected.abs()))  # so that nan is wrong
     assert not wrong.any(), (f"{what}: expected {expected.expand(got.shape)[wrong][:4].tolist()}, got "
                              f"{got[wrong][:4].tolist()}")
+
+
+def given(what, result):
+    assert result is not None, f"{what}: expected a result, got None"
+    return result
 
 
 common.load_mnist = functools.cache(common.load_mnist)  # one copy for all smoke runs
@@ -232,8 +237,7 @@ def test_pca_mse():
 def test_add_noise():
     torch.manual_seed(0)
     grey = torch.full((200, 1, 28, 28), 0.5)
-    noisy = denoise_ae.add_noise(grey)
-    assert noisy is not None, "add_noise: expected noisy, of the shape of x, got None"
+    noisy = given("add_noise", denoise_ae.add_noise(grey))
     expect("add_noise: the least and the greatest pixel", [noisy.min(), noisy.max()], [0, 1])
     inside = ((noisy > 0) & (noisy < 1)).float().mean()  # within one standard deviation
     expect("add_noise: the share of grey pixels that the clipping leaves alone", inside, math.erf(0.5**0.5), 0.01)
@@ -267,7 +271,7 @@ def test_gaussian_filter():
         a, b = np.polyfit(y.flatten().double(), x.flatten().double(), 1)
         fits.append((F.mse_loss((a * y + b).clamp(0, 1), x), sigma, (a * y_other + b).clamp(0, 1)))
     _, sigma, expected = min(fits, key=lambda fit: fit[0])
-    x_hat, best = denoise_ae.gaussian_filter(x, noisy, noisy_other)
+    x_hat, best = given("gaussian_filter", denoise_ae.gaussian_filter(x, noisy, noisy_other))
     expect("gaussian_filter: sigma", best, sigma)
     expect("gaussian_filter: x_hat", x_hat, expected, 1e-4)
 
@@ -287,7 +291,7 @@ def test_loss_function_of_the_vae():
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1).mean()
     for terms, kl in ((vae.myVAE(latent_dim=3).loss_function(x_hat, x, mu, logvar), kl),
                       (cvae_structured.BaselineNN().loss_function(x_hat, x), 0 * kl)):
-        assert terms is not None, "loss_function: expected {loss, bce, kl}, got None"
+        given("loss_function", terms)
         for key, expected in (("bce", bce), ("kl", kl), ("loss", bce + kl)):
             expect(f"loss_function: {key}", terms[key], expected)
 
@@ -296,8 +300,8 @@ def test_loss_function_of_the_vae_stays_finite():
     model, x = vae.myVAE(latent_dim=3), torch.ones(2, 1, 28, 28)
     torch.nn.init.constant_(model.logvar_layer.bias, 1e6)
     _, mu, logvar = model(x)
-    expect("loss_function: bce of black pixels that should be white",
-           model.loss_function(torch.zeros_like(x), x, mu, logvar)["bce"], 78400)
+    terms = given("loss_function", model.loss_function(torch.zeros_like(x), x, mu, logvar))
+    expect("loss_function: bce of black pixels that should be white", terms["bce"], 78400)
     assert torch.isfinite(model.kl_divergence(mu, logvar)).all()
 
 
@@ -311,8 +315,7 @@ def test_reparameterize():
     torch.manual_seed(0)
     mu = torch.tensor([[1.0, -2.0]]).repeat(100000, 1).requires_grad_()
     logvar = torch.tensor([[0.0, math.log(4)]]).repeat(100000, 1).requires_grad_()
-    z = vae.myVAE(latent_dim=2).reparameterize(mu, logvar)
-    assert z is not None, "reparameterize: expected z (N, Z), got None"
+    z = given("reparameterize", vae.myVAE(latent_dim=2).reparameterize(mu, logvar))
     expect("reparameterize: the mean of z for mu = 1 and -2", z.mean(0), [1, -2], 0.02)
     expect("reparameterize: the standard deviation of z for logvar = 0 and log 4", z.std(0), [1, 2], 0.02)
     assert z.requires_grad, "reparameterize: expected gradients to reach mu and logvar"
@@ -377,7 +380,7 @@ def test_probe_latents():
             (lambda c: 0.01 * c + 0.0001 * torch.randn(len(c), 10), 1.0, 0.1, 0.1, 1),  # in mu, but drowned in noise
             # Digit d lies on a circle of radius d, anywhere: curled up, but all there.
             (lambda c: c.argmax(1, keepdim=True) * F.normalize(torch.randn(len(c), 2)), 0.01, 0.12, 1, 1)):
-        probed = cvae.probe_latents(Fake(encode, std), *sets)
+        probed = given("probe_latents", cvae.probe_latents(Fake(encode, std), *sets))
         for name, expected in (("linear", linear), ("nearest", nearest), ("mu_nearest", mu_nearest)):
             expect(f"probe_latents: {name}", probed[f"latent_label_{name}"], expected, 0.05)
 
@@ -394,7 +397,7 @@ def test_judge_samples():
     real = torch.zeros(len(y), 1, 28, 28)
     real[::2] = 1  # within every digit half of the images are white, half black,
     real[y == 5] = 1  # but all of the fives are white: their variance is 0, that of the others 1/4 (times 30/29)
-    judged = cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], real, y)
+    judged = given("judge_samples", cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], real, y))
     for key, expected in (("sample_accuracy", 2 / 3), ("judge_test_accuracy", 0),
                           ("test_std", math.sqrt(8 / 9 * 0.25 * 30 / 29))):
         expect(f"judge_samples: {key}", judged[key], expected)
@@ -415,7 +418,7 @@ def test_split_pixels_and_take():
     corners = {"lower left": 27 * 28, "upper left": 0, "upper right": 27, "lower right": 783}
     for quadrants, expected in ((1, {"lower left"}), (2, {"lower left", "upper left"}),
                                 (3, {"lower left", "upper left", "upper right"})):
-        visible_at, unseen_at = cvae_structured.split_pixels(quadrants)
+        visible_at, unseen_at = given("split_pixels", cvae_structured.split_pixels(quadrants))
         assert {name for name, place in corners.items() if place in visible_at} == expected, quadrants
         assert len(visible_at) == 196 * quadrants
         assert sorted([*visible_at.tolist(), *unseen_at.tolist()]) == list(range(784))
@@ -438,6 +441,7 @@ def test_loss_terms():
         kl = torch.distributions.kl_divergence(normal(mu, (0.5 * logvar).exp()), prior).sum() / 5
         cases.append((x_hat, kl, terms))
     for x_hat, kl, terms in cases:
+        given("loss_terms", terms)
         bce = F.binary_cross_entropy(x_hat[:, 0, :, 14:], x[:, 0, :, 14:], reduction="sum") / 5  # only unseen pixels
         for key, expected in (("kl", kl), ("bce", bce), ("loss", bce + kl)):
             expect(f"loss_terms: {key}", terms[key], expected)
@@ -460,14 +464,15 @@ def test_measure():
         log_p_u = (unseen[i] * u_hat.log() + (1 - unseen[i]) * (1 - u_hat).log()).sum(1)
         joint.append(log_p_u + torch.distributions.Normal(m[i], (0.5 * log_s2[i]).exp()).log_prob(z).squeeze(1))
     exact = -(torch.logsumexp(torch.stack(joint), dim=1) + math.log(16 / 2000)).mean()
-    results = [cvae_structured.measure(model, baseline, x, places, 1000) for _ in range(10)]
+    results = [given("measure", cvae_structured.measure(model, baseline, x, places, 1000)) for _ in range(10)]
     result, best = results[0], results[0]["best_of_k_mse"]
     samples = torch.stack([model.decode(m + (0.5 * log_s2).exp() * torch.randn(4, 1), c).flatten(1)[:, places[1]]
                            for _ in range(2000)])
     answer = baseline(c).flatten(1)[:, places[1]]
     for key, expected, tolerance in (
             ("importance_nll_nats", exact, 1e-4), ("monte_carlo_nll_nats", exact, 1e-4),
-            ("sample_std", samples.std(0).mean(), 5e-3), ("mean_of_k_mse", ((samples.mean(0) - unseen) ** 2).mean(), 1e-4),
+            ("sample_std", samples.std(0).mean(), 5e-3),
+            ("mean_of_k_mse", ((samples.mean(0) - unseen) ** 2).mean(), 1e-4),
             ("baseline_mse", ((answer - unseen) ** 2).mean(), 1e-5)):
         expect(f"measure: {key}", np.mean([result[key] for result in results]), expected, tolerance)
     expect("measure: best_of_k_mse of one sample", best[0], ((samples - unseen) ** 2).mean(), 0.02)
@@ -483,10 +488,10 @@ def test_nearest():
     for k, d in ((512, 64), (7, 3), (1, 1)):
         quantizer = vqvae.VectorQuantizer(k, d).eval()
         z = torch.randn(2, d, 4, 5)
-        e, index = quantizer(z)
         vectors = z.permute(0, 2, 3, 1).reshape(-1, d)
         expected = torch.tensor([int(((v - quantizer.codebook) ** 2).sum(1).argmin()) for v in vectors])
         expect("nearest", quantizer.nearest(vectors), expected)
+        e, index = quantizer(z)
         assert torch.equal(index.flatten(), expected)
         assert torch.equal(e.permute(0, 2, 3, 1).reshape(-1, d), quantizer.codebook[expected])
 
@@ -558,7 +563,7 @@ def test_loss_function_of_the_vqvae_and_its_stop_gradients():
     for ema in (True, False):
         model, x = vqvae.VQVAE(16, commitment_cost=0.4, ema=ema, data_variance=0.07).eval(), cifar10()[0][:4]
         x_hat, z, e, _ = output = model(x)
-        terms = model.loss_function(output, x)
+        terms = given("loss_function", model.loss_function(output, x))
         between = ((z - e).detach().double() ** 2).mean()
         expected = {"reconstruction": ((x_hat - x).detach().double() ** 2).mean() / 0.07, "commitment": between,
                     "codebook": between}
@@ -642,7 +647,7 @@ def test_Prior():
     expect("evaluate_prior", vqvae.evaluate_prior(prior, index)["loss"], bits)
     # A prior that is sure of "the code before, plus one" counts; one that is not draws by its probabilities.
     prior.forward = lambda index: 1e4 * F.one_hot(F.pad(index[:, :-1] + 1, (1, 0)) % 20, 20).float()
-    assert torch.equal(prior.sample(3), (torch.arange(64) % 20).reshape(8, 8).expand(3, 8, 8))
+    assert torch.equal(given("Prior.sample", prior.sample(3)), (torch.arange(64) % 20).reshape(8, 8).expand(3, 8, 8))
     prior.forward = lambda index: torch.tensor([0.6, 0.3, 0.1]).log().expand(*index.shape, 3)
     expect("Prior.sample", torch.bincount(prior.sample(500).flatten()) / 32000, [0.6, 0.3, 0.1], 0.02)
 
@@ -732,10 +737,10 @@ def test_saved_models_rebuild_and_train_loss_is_measured_on_training_images():
         saved = torch.load(folder / "model.pt", weights_only=True)
         model = kind(**saved["config"])
         model.load_state_dict(saved["state_dict"])
-        train_loss, test_loss = (
-            np.mean([loss["loss"] if isinstance(loss, dict) else loss
-                     for loss in (SCRIPTS[script].evaluate(model, *images) for _ in range(5 if tolerance > 1e-3 else 1))])
-            for images in (train, test))
+        losses = [[SCRIPTS[script].evaluate(model, *images) for _ in range(5 if tolerance > 1e-3 else 1)]
+                  for images in (train, test)]
+        train_loss, test_loss = (np.mean([loss["loss"] if isinstance(loss, dict) else loss for loss in group])
+                                 for group in losses)
         expect(f"{script}: train_loss", metrics["train_loss"], train_loss, tolerance)
         measured = metrics["test_loss_by_noise"][0] if script == "denoise_ae" else metrics["test_loss"]
         expect(f"{script}: test_loss", measured, test_loss, 5 * tolerance)
@@ -772,10 +777,12 @@ def test_no_update_waits_for_the_device_and_float64_stays_on_the_cpu():
             text = ast.unparse(function)
             for word in (".double()", ".numpy()"):
                 assert word not in text or ".cpu()" in text[:text.index(word)], f"{script}: {function.name}: {word}"
-            inner = [node for node in ast.walk(function) if isinstance(node, ast.For) and "backward" in ast.unparse(node)]
+            loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
+            inner = [node for node in loops if "backward" in ast.unparse(node)]
             if inner:  # the training's innermost loop, without what vqvae.py does now and then
                 loop = "\n".join(ast.unparse(node) for node in inner[-1].body if "LOG_EVERY" not in ast.unparse(node))
-                assert not re.search(r"\.item\(|\bfloat\(|\bint\(|\.cpu\(|\w\[[^]]*[<>=]=? ", loop), f"{script}:\n{loop}"
+                waits = re.search(r"\.item\(|\bfloat\(|\bint\(|\.cpu\(|\w\[[^]]*[<>=]=? ", loop)
+                assert not waits, f"{script}: {waits} in\n{loop}"
 
 
 def test_flags():
@@ -788,7 +795,7 @@ def test_flags():
         (_, _, metrics), _, _, err = vqvae_command(tmp, "--validation", "--latent-dim", "1", "--codebook-loss")
         assert metrics["dataset"] == "CIFAR-10 sample" and "sample" in err and err.count("\n") == 1, err
         for script, module in SCRIPTS.items():
-            for flags in (["--batch-size", "0"], ["--lr", "nan"], ["--hidden-dim", "x"], ["--device", "no-such-device"]):
+            for flags in (["--batch-size", "0"], ["--lr", "nan"], ["--hidden-dim", "x"], ["--device", "none-such"]):
                 _, status, _, err = quiet(module.main, ["--smoke", "--out-dir", tmp, *flags])
                 assert status == 2 and flags[0] in err.splitlines()[-1], (script, flags, err)
         assert "no longer finite" in quiet(ae.main, ["--smoke", "--lr", "1e30", "--out-dir", tmp])[1]

@@ -262,7 +262,8 @@ def nearest_images():
     model, prior = load("vqvae", "main", 0, vqvae.VQVAE), load("vqvae", "main", 0, vqvae.Prior, "prior")
     samples = model.decode(model.quantizer.embed(prior.sample(10))).clamp(0, 1)
     index = torch.cdist(samples.flatten(1), x_train.flatten(1)).argmin(1)
-    return common.plot_images(torch.stack([samples, x_train[index]]), ["written by\nthe prior", "nearest\ntraining image"])
+    return common.plot_images(torch.stack([samples, x_train[index]]),
+                              ["written by\nthe prior", "nearest\ntraining image"])
 
 
 FIGURES = {

@@ -9,7 +9,7 @@ A number is followed by a marker, a comment that a reader does not see:
     5.2 ± 0.5<!--cvae:seeds:no-label/test_loss minus main/test_loss-->       the difference, paired by seeds
 
 The number's decimals stay as they are written; with % after it, it is a percentage. <!--code:vae.py:myVAE.decode:1-2-->
-stands before a block with the code below that function's docstring (all of it, or those lines), and [`decode`](vae.py#L9)
+stands before a block with the code below that function's docstring, all of it or those lines, and [`decode`](vae.py#L9)
 links to its line.
 """
 

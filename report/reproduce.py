@@ -61,7 +61,8 @@ RUNS = [
     ("vqvae", "short-codebook-loss", "--alone --n-updates 2000 --codebook-loss", 3),
     ("vqvae", "short-codebook-loss-lambda-0", "--alone --n-updates 2000 --codebook-loss --commitment-cost 0", 3),
     *[("vqvae", f"short-{flag.replace('num-', '')}-{value}", f"--alone --n-updates 2000 --{flag} {value}", 3)
-      for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)), ("num-residual-layers", (1, 4)))
+      for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)),
+                           ("num-residual-layers", (1, 4)))
       for value in values],
 ]
 HISTORY = {"update", "seconds", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
@@ -78,7 +79,8 @@ def write_runs(script, runs):
     order = {run: i for i, (name, run, _, _) in enumerate(RUNS) if name == script}
     entries = []
     for run, entry in sorted(runs.items(), key=lambda item: order.get(item[0], len(RUNS))):
-        seeds = ",\n".join(f'  "{seed}": {json.dumps(entry["seeds"][seed])}' for seed in sorted(entry["seeds"], key=int))
+        seeds = ",\n".join(f'  "{seed}": {json.dumps(metrics)}'
+                            for seed, metrics in sorted(entry["seeds"].items(), key=lambda item: int(item[0])))
         head = json.dumps({key: value for key, value in entry.items() if key != "seeds"})[:-1]
         entries.append(f'"{run}": {head}, "seeds": {{\n{seeds}}}}}')
     (REPORT / script / "runs.json").write_text("{" + ",\n".join(entries) + "}\n", encoding="utf-8")
