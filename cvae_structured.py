@@ -168,7 +168,8 @@ def loss_terms(model, x, visible_at, unseen_at):
         return model.loss_function(take(model(c), unseen_at), unseen)
     x_hat, mu, logvar = model(x, c)
     m, log_s2 = prior(model, c)
-    return model.loss_function(take(x_hat, unseen_at), unseen, (mu - m) * torch.exp(-0.5 * log_s2), logvar - log_s2)
+    mu, logvar = (mu - m) * torch.exp(-0.5 * log_s2), logvar - log_s2  # in the prior's units
+    return model.loss_function(take(x_hat, unseen_at), unseen, mu, logvar)
 
 
 # %% 2. Training

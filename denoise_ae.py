@@ -81,8 +81,8 @@ def add_noise(x, generator=None):
     """x in [0, 1] -> clip(x + 0.5 epsilon, 0, 1), of the same shape. The clipping makes black areas brighter on
     average (by 0.2): this noise is not centred, which is one reason why smoothing alone cannot undo it."""
     # torch.Generator's numbers are the same on every machine only if they are drawn on the CPU.
-    noise = torch.randn_like(x) if generator is None else torch.randn(x.shape, generator=generator).to(x.device)
-    return (x + NOISE_STD * noise).clamp(0, 1)
+    epsilon = torch.randn(x.shape, generator=generator).to(x.device) if generator else torch.randn_like(x)
+    return (x + NOISE_STD * epsilon).clamp(0, 1)
 
 
 # %% 2. Training

@@ -89,7 +89,7 @@ class VectorQuantizer(nn.Module):
         total = torch.zeros_like(self.codebook).index_add_(0, index, z)  # (K, D)
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
-        # Laplace smoothing: every code gets a little of all counts, so that none is 0 and their sum stays what it was.
+        # Laplace smoothing: every code gets a little of all counts. None is 0, and their sum stays the same.
         n = self.ema_count.sum()
         self.ema_count.add_(1e-5).mul_(n / (n + len(self.codebook) * 1e-5))
         if self.ema:
@@ -187,7 +187,7 @@ class VQVAE(nn.Module):
         """x (N, 3, 32, 32) -> x_hat (N, 3, 32, 32), z and e (N, D, 8, 8), index (N, 8, 8)"""
         z = self.encode(x)
         e, index = self.quantizer(z)
-        # Straight-through: in value this is e; for the gradient it is z, as what is detached counts as a constant.
+        # Straight-through: in value this is e; for the gradient it is z, as what is detached is a constant.
         return self.decode(z + (e - z).detach()), z, e, index
 
     def loss_function(self, output, x):

@@ -8,7 +8,7 @@ A number is followed by a marker, a comment that a reader does not see:
     0.5<!--vqvae:2:no_commitment/test_loss-->    the run with --seed 2
     5.2 ± 0.5<!--cvae:seeds:no-label/test_loss minus main/test_loss-->       the difference, paired by seeds
 
-The number's decimals stay as they are written; with % after it, it is a percentage. <!--code:vae.py:myVAE.decode:1-2-->
+The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a percentage. <!--code:vae.py:myVAE.decode:1-2-->
 stands before a block with the code below that function's docstring, all of it or those lines, and [`decode`](vae.py#L9)
 links to its line.
 """
@@ -25,7 +25,7 @@ REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 PAGES = [ROOT / "README.md", ROOT / "report.md", *sorted(REPORT.glob("*.md"))]
 
-NUMBER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std> ± [\d,]*\.?\d+)?(?P<percent> ?%)?"
+NUMBER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std>[ \xa0]±[ \xa0][\d,]*\.?\d+)?(?P<percent> ?%)?"
                     r"(?P<marker><!--(?P<script>\w+):((?P<seed>seeds|\d+):)?(?P<key>[^>]+)-->)")
 CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
                   r"```python\n.*?```", re.DOTALL)
@@ -66,7 +66,7 @@ def number(found):
 
     text = printed(statistics.mean(values), found["number"])
     if found["std"]:
-        text += " ± " + printed(statistics.stdev(values), found["std"])
+        text += "\xa0±\xa0" + printed(statistics.stdev(values), found["std"])
     return f"{text}{found['percent'] or ''}{found['marker']}"
 
 
