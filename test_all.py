@@ -737,6 +737,7 @@ def test_saved_models_rebuild_and_train_loss_is_measured_on_training_images():
         saved = torch.load(folder / "model.pt", weights_only=True)
         model = kind(**saved["config"])
         model.load_state_dict(saved["state_dict"])
+        model.eval()
         losses = [[SCRIPTS[script].evaluate(model, *images) for _ in range(5 if tolerance > 1e-3 else 1)]
                   for images in (train, test)]
         train_loss, test_loss = (np.mean([loss["loss"] if isinstance(loss, dict) else loss for loss in group])
@@ -783,6 +784,7 @@ def test_no_update_waits_for_the_device_and_float64_stays_on_the_cpu():
                 loop = "\n".join(ast.unparse(node) for node in inner[-1].body if "LOG_EVERY" not in ast.unparse(node))
                 waits = re.search(r"\.item\(|\bfloat\(|\bint\(|\.cpu\(|\w\[[^]]*[<>=]=? ", loop)
                 assert not waits, f"{script}: {waits} in\n{loop}"
+                assert "zero_grad" in loop.split("backward")[0], f"{script}: gradients add up"
 
 
 def test_flags():
@@ -906,6 +908,8 @@ def test_figures_of_the_autoencoders():
     figures = drawn(ae.make_figures, model, HISTORY, x, y)
     images, rows, _ = figures["reconstructions"]
     expect("reconstructions", images, torch.stack([x[:12], model(x[:12])]))
+    edges = [figures["latent_space"].axes[0].get_xlim(), figures["latent_space"].axes[0].get_ylim()]
+    expect("the middle 94 %", edges, np.quantile(model.encoder(x).detach(), [0.03, 0.97], axis=0).T, 1e-4)
     assert rows == ["original", "rebuilt"] and check_plane(figures, model.decoder, model.encoder(x), y) == []
     model, noisy = denoise_ae.DenoiseAE().eval(), denoise_ae.add_noise(x)
     images, rows, _ = drawn(denoise_ae.make_figures, model, HISTORY, x, noisy, 0.5 * x)["denoised"]

@@ -1,0 +1,462 @@
+"use strict";
+// The networks first, with the names that the scripts have; then one function for each panel.
+
+// ---- Numbers of weights.js --------------------------------------------------------------------------------------------
+
+function unpack({kind, data, scale}) {
+  const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
+  if (kind === "u8") return Float32Array.from(bytes, value => value / 255);
+  if (kind === "i8") {  // each 32 numbers have one scale
+    const scales = unpack(scale);
+    return Float32Array.from(new Int8Array(bytes.buffer), (value, i) => value * scales[i >> 5]);
+  }
+  return Float32Array.from(new Uint16Array(bytes.buffer), half);
+}
+
+function half(h) {  // float16 -> number
+  const sign = h & 0x8000 ? -1 : 1, exponent = (h >> 10) & 31, fraction = h & 1023;
+  return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -14 * (fraction / 1024);
+}
+
+// ---- Layers: x is a flat array, shape is [channels, height, width] or [numbers] -----------------------------------------
+
+function reach(offset, stride, inside, n) {  // the first and the last i below n with 0 <= i * stride + offset < inside
+  return [Math.max(0, Math.ceil(-offset / stride)), Math.min(n - 1, Math.floor((inside - 1 - offset) / stride))];
+}
+
+const LAYERS = {
+  Linear(x, shape, {weight, bias}) {
+    const y = new Float32Array(bias.length), n = x.length;
+    for (let i = 0; i < y.length; i++) {
+      let sum = bias[i];
+      for (let j = 0, at = i * n; j < n; j++) sum += weight[at + j] * x[j];
+      y[i] = sum;
+    }
+    return [y, [y.length]];
+  },
+  Conv2d(x, [channels, height, width], {weight, shape, bias, stride, padding}) {
+    const [outputs, , size] = shape, h = Math.floor((height + 2 * padding - size) / stride) + 1;
+    const w = Math.floor((width + 2 * padding - size) / stride) + 1, y = new Float32Array(outputs * h * w);
+    for (let o = 0; o < outputs; o++) y.fill(bias[o], o * h * w, (o + 1) * h * w);
+    for (let a = 0; a < size; a++) for (let b = 0; b < size; b++) {  // the places (r, s) that this weight reaches
+      const [r0, r1] = reach(a - padding, stride, height, h), [s0, s1] = reach(b - padding, stride, width, w);
+      for (let o = 0; o < outputs; o++) for (let c = 0; c < channels; c++) {
+        const value = weight[((o * channels + c) * size + a) * size + b];
+        for (let r = r0; r <= r1; r++) {
+          const to = (o * h + r) * w, from = (c * height + r * stride + a - padding) * width + b - padding;
+          for (let s = s0; s <= s1; s++) y[to + s] += value * x[from + s * stride];
+        }
+      }
+    }
+    return [y, [outputs, h, w]];
+  },
+  ConvTranspose2d(x, [channels, height, width], {weight, shape, bias, stride, padding}) {  // the same, from x's places
+    const [, outputs, size] = shape, h = (height - 1) * stride - 2 * padding + size;
+    const w = (width - 1) * stride - 2 * padding + size, y = new Float32Array(outputs * h * w);
+    for (let o = 0; o < outputs; o++) y.fill(bias[o], o * h * w, (o + 1) * h * w);
+    for (let a = 0; a < size; a++) for (let b = 0; b < size; b++) {
+      const [r0, r1] = reach(a - padding, stride, h, height), [s0, s1] = reach(b - padding, stride, w, width);
+      for (let o = 0; o < outputs; o++) for (let c = 0; c < channels; c++) {
+        const value = weight[((c * outputs + o) * size + a) * size + b];
+        for (let r = r0; r <= r1; r++) {
+          const from = (c * height + r) * width, to = (o * h + r * stride + a - padding) * w + b - padding;
+          for (let s = s0; s <= s1; s++) y[to + s * stride] += value * x[from + s];
+        }
+      }
+    }
+    return [y, [outputs, h, w]];
+  },
+  MaxPool2d(x, [channels, height, width]) {  // of 2 x 2, the last row and column included where they are alone
+    const h = Math.ceil(height / 2), w = Math.ceil(width / 2), y = new Float32Array(channels * h * w).fill(-Infinity);
+    for (let i = 0; i < x.length; i++) {
+      const column = i % width, row = Math.floor(i / width) % height, c = Math.floor(i / (width * height));
+      const at = (c * h + (row >> 1)) * w + (column >> 1);
+      y[at] = Math.max(y[at], x[i]);
+    }
+    return [y, [channels, h, w]];
+  },
+  ResidualStack(x, shape, {layers}) {  // x + layer(relu(x)), and a ReLU at the end
+    for (const inner of layers) {
+      const change = run(inner, x.map(v => Math.max(v, 0)), shape);
+      x = x.map((value, i) => value + change[i]);
+    }
+    return [x.map(v => Math.max(v, 0)), shape];
+  },
+  LeakyReLU: (x, shape, {slope}) => [x.map(v => v > 0 ? v : slope * v), shape],
+  ReLU: (x, shape) => [x.map(v => Math.max(v, 0)), shape],
+  SiLU: (x, shape) => [x.map(v => v / (1 + Math.exp(-v))), shape],
+  Sigmoid: (x, shape) => [x.map(v => 1 / (1 + Math.exp(-v))), shape],
+};
+
+function run(layers, x, shape) {
+  for (const layer of layers) [x, shape] = LAYERS[layer.kind](x, shape, layer);
+  return x;
+}
+
+function prepare(layers) {
+  return layers.map(layer => ({
+    ...layer, ...(layer.weight && {weight: unpack(layer.weight), shape: layer.weight.shape, bias: unpack(layer.bias)}),
+    ...(layer.layers && {layers: layer.layers.map(prepare)})}));
+}
+
+const forward = {};  // {name: function from the network's input to its output}
+let worst = 0;
+for (const [name, {layers, shape, input, output}] of Object.entries(PAGE.networks)) {
+  const ready = prepare(layers);
+  forward[name] = x => run(ready, x, shape);
+  const expected = unpack(output), got = forward[name](unpack(input));
+  const difference = Math.max(...expected.map((value, i) => Math.abs(value - got[i])));
+  worst = got.length === expected.length && !Number.isNaN(difference) ? Math.max(worst, difference) : Infinity;
+}
+document.documentElement.dataset.difference = worst;
+document.documentElement.dataset.check = worst < 0.02 ? "ok" : String(worst);
+if (worst >= 0.02) {
+  const warning = document.getElementById("warning");
+  warning.style.display = "block";
+  warning.textContent = `The networks of this page differ from those of the scripts by up to ${worst} in a pixel.`;
+}
+
+// ---- Helpers ------------------------------------------------------------------------------------------------------------
+
+const COLORS = ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2", "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"];
+const digits = unpack(PAGE.digits), digit = i => digits.slice(784 * i, 784 * (i + 1));
+const sum = values => values.reduce((a, b) => a + b, 0);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
+function normal() {  // Box and Muller
+  return Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+}
+
+const normals = n => Float32Array.from({length: n}, normal);
+
+function element(parent, tag, attributes = {}, text = "") {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+function picture(parent, caption, size, label = caption) {  // a canvas with a caption; returns the canvas
+  const figure = element(parent, "figure", {style: `width: ${size}px`});
+  const canvas = element(figure, "canvas", {width: 28, height: 28, role: "img", "aria-label": label});
+  if (caption) element(figure, "figcaption", {}, caption);
+  return canvas;
+}
+
+function draw(canvas, x) {  // x: 784 grey values, or 3 x 32 x 32
+  const size = x.length === 784 ? 28 : 32, n = size * size, colored = x.length > n;
+  canvas.width = canvas.height = size;
+  const context = canvas.getContext("2d"), image = context.createImageData(size, size);
+  for (let i = 0; i < n; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = 255 * clamp(x[colored ? c * n + i : i], 0, 1);
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+function slider(parent, label, {min, max, step, value}, changed, digits = 2) {
+  const holder = element(parent, "label", {}, `${label} `);
+  const input = element(holder, "input", {type: "range", min, max, step, value}), shown = element(holder, "output");
+  const show = () => { shown.textContent = Number(input.value).toFixed(digits); };
+  input.addEventListener("input", () => { show(); changed(Number(input.value)); });
+  show();
+  return number => { input.value = number; show(); };
+}
+
+function button(parent, text, pressed) {
+  element(parent, "button", {type: "button"}, text).addEventListener("click", pressed);
+}
+
+function strip(parent, images, labels, chosen) {  // buttons with a picture each, one of them pressed
+  const buttons = images.map((x, i) => {
+    const made = element(parent, "button", {type: "button", "aria-label": labels[i], "aria-pressed": "false"});
+    const canvas = element(made, "canvas", {"aria-hidden": "true"});
+    canvas.style.width = canvas.style.height = x.length === 784 ? "36px" : "56px";
+    draw(canvas, x);
+    made.addEventListener("click", () => { select(made); chosen(i); });
+    return made;
+  });
+  function select(which) {
+    for (const other of parent.closest("section").querySelectorAll(".strip button"))
+      other.setAttribute("aria-pressed", other === which);
+  }
+  return i => select(buttons[i]);
+}
+
+function pointer(canvas, moved) {  // mouse, finger and arrow keys; moved(u, v) gets the place, each from 0 to 1
+  let u = 0.5, v = 0.5;
+  canvas.tabIndex = 0;
+  const go = event => {
+    const box = canvas.getBoundingClientRect();
+    [u, v] = [clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1)];
+    moved(u, v, event);
+  };
+  canvas.addEventListener("pointermove", event => { if (event.pointerType === "mouse" || event.buttons) go(event); });
+  canvas.addEventListener("pointerdown", go);
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    [u, v] = [clamp(u + 0.02 * step[0], 0, 1), clamp(v + 0.02 * step[1], 0, 1)];
+    moved(u, v, event);
+  });
+}
+
+function sketch(parent, label, changed) {  // a 28 x 28 canvas to draw on: mouse or finger; with keys, arrows and space
+  const canvas = picture(parent, "draw here (arrow keys move, space draws)", 168, label), x = new Float32Array(784);
+  let column = 10, row = 18;
+  const dab = () => {
+    for (let r = 0; r < 28; r++) for (let c = 0; c < 28; c++) {
+      const distance = Math.hypot(r - row, c - column);
+      x[28 * r + c] = Math.max(x[28 * r + c], clamp(1.9 - distance, 0, 1));
+    }
+  };
+  const show = () => { draw(canvas, x); changed(x); };
+  canvas.tabIndex = 0;
+  canvas.addEventListener("pointerdown", event => canvas.setPointerCapture(event.pointerId));
+  for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, event => {
+    if (!event.buttons) return;
+    const box = canvas.getBoundingClientRect();
+    [column, row] = [28 * (event.clientX - box.left) / box.width - 0.5, 28 * (event.clientY - box.top) / box.height - 0.5];
+    dab();
+    show();
+  });
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    [column, row] = [clamp(Math.round(column) + step[0], 0, 27), clamp(Math.round(row) + step[1], 0, 27)];
+    if (event.key === " ") dab();
+    show();
+    const context = canvas.getContext("2d");
+    context.fillStyle = "#e69f00";
+    context.fillRect(column, row, 1, 1);
+  });
+  draw(canvas, x);
+  return {set: image => { x.set(image); draw(canvas, x); }, x};
+}
+
+const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(kind)[i];
+
+// ---- 1. Two planes --------------------------------------------------------------------------------------------------------
+
+{
+  const row = part("planes", ".row"), planes = [];
+  for (const [name, title] of [["ae", "autoencoder"], ["plane", "variational autoencoder"]]) {
+    const {codes, extent: [left, right, bottom, top]} = PAGE[name], points = unpack(codes);
+    const pair = element(row, "div", {class: "pair"});
+    const canvas = picture(pair, `${title}: move the point`, 330, `the plane of the ${title}. Arrow keys move the point`);
+    canvas.className = "plane";
+    planes.push({name, canvas, image: picture(pair, "decoded", 112), points, left, right, bottom, top});
+    pointer(canvas, move);
+  }
+  function move(u, v) {
+    for (const {name, canvas, image, points, left, right, bottom, top} of planes) {
+      canvas.width = canvas.height = 660;
+      const context = canvas.getContext("2d"), at = (x, y) => [660 * (x - left) / (right - left), 660 * (top - y) / (top - bottom)];
+      for (let i = 0; i < points.length; i += 2) {
+        const [x, y] = at(points[i], points[i + 1]);
+        context.fillStyle = COLORS[PAGE.plane_labels[i / 2]];
+        context.globalAlpha = 0.55;
+        context.fillRect(x - 3, y - 3, 6, 6);
+      }
+      context.globalAlpha = 1;
+      context.strokeStyle = "#555";
+      if (name === "plane") for (const radius of [1, 2, 3]) {
+        context.beginPath();
+        context.ellipse(...at(0, 0), 660 * radius / (right - left), 660 * radius / (top - bottom), 0, 0, 2 * Math.PI);
+        context.stroke();
+      }
+      context.lineWidth = 4;
+      context.strokeStyle = "#000";
+      context.strokeRect(660 * u - 9, 660 * v - 9, 18, 18);
+      draw(image, forward[name](Float32Array.of(left + u * (right - left), top - v * (top - bottom))));
+    }
+  }
+  move(0.5, 0.5);
+}
+
+// ---- 2. Noise -------------------------------------------------------------------------------------------------------------
+
+{
+  const row = part("noise", ".row"), epsilon = normals(784);
+  let level = 0.5;
+  const own = sketch(row, "the clean image, to draw on", update);
+  const noisy = picture(row, "noisy", 168), filtered = picture(row, "Gaussian filter", 168);
+  const denoised = picture(row, "denoised", 168), controls = element(row, "div");
+  const select = strip(part("noise", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `digit ${y}`),
+                       i => { own.set(digit(i)); update(); });
+  slider(controls, "noise", {min: 0, max: 1, step: 0.05, value: level}, value => { level = value; update(); });
+  button(controls, "new noise", () => { epsilon.set(normals(784)); update(); });
+  button(controls, "blank", () => { own.set(new Float32Array(784)); update(); });
+  function update() {
+    const x = own.x.map((value, i) => clamp(value + level * epsilon[i], 0, 1));
+    draw(noisy, x);
+    draw(filtered, blur(x).map(value => PAGE.filter.a * value + PAGE.filter.b));
+    draw(denoised, forward.denoise_ae(x));
+  }
+  function blur(x) {  // 11 x 11, mirrored at the edges
+    const kernel = Array.from({length: 11}, (_, i) => Math.exp(-0.5 * ((i - 5) / PAGE.filter.sigma) ** 2)), total = sum(kernel);
+    const mirror = i => i < 0 ? -i : i > 27 ? 54 - i : i;
+    const along = (x, at) => x.map((_, i) => {
+      const r = Math.floor(i / 28), c = i % 28;
+      return sum(kernel.map((weight, k) => weight / total * x[at(r, c, k - 5)]));
+    });
+    return along(along(x, (r, c, k) => 28 * r + mirror(c + k)), (r, c, k) => 28 * mirror(r + k) + c);
+  }
+  select(4);
+  own.set(digit(4));
+  update();
+}
+
+// ---- 3. Sample ------------------------------------------------------------------------------------------------------------
+
+{
+  const row = part("sample", ".row"), mus = unpack(PAGE.vae.mu), logvars = unpack(PAGE.vae.logvar), kl = unpack(PAGE.vae.kl);
+  const size = kl.length, used = [...kl.keys()].filter(i => kl[i] > 0.05).sort((a, b) => kl[b] - kl[a]);
+  const original = picture(row, "test digit", 112), changed = picture(row, "decoded from your code", 112);
+  const controls = element(row, "div"), many = element(row, "div", {class: "strip"});
+  const samples = Array.from({length: 12}, () => picture(many, "", 64, "a sample"));
+  let chosen = 14, z = new Float32Array(size), factor = 1;
+  const select = strip(part("sample", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `digit ${y}`), choose);
+  slider(controls, "variance ×", {min: 1, max: 20, step: 0.5, value: 1}, value => { factor = value; sample(); }, 1);
+  button(controls, "again", sample);
+  const setters = used.map(i => slider(part("sample", ".sliders"), `z${i + 1} (${kl[i].toFixed(2)} nats)`,
+                                       {min: -3, max: 3, step: 0.05, value: 0}, value => { z[i] = value; show(); }));
+  const sigma = element(controls, "p", {class: "soft"});
+  const show = () => draw(changed, forward.vae(z));
+  function sample() {
+    for (const canvas of samples) {
+      const mu = mus.slice(size * chosen, size * (chosen + 1));
+      draw(canvas, forward.vae(mu.map((m, i) => m + Math.exp(0.5 * logvars[size * chosen + i]) * Math.sqrt(factor) * normal())));
+    }
+  }
+  function choose(i) {
+    chosen = i;
+    z = mus.slice(size * i, size * (i + 1));
+    used.forEach((dimension, k) => setters[k](z[dimension]));
+    sigma.textContent = "sigma: " + used.slice(0, 6).map(d => Math.exp(0.5 * logvars[size * i + d]).toFixed(2)).join(", ") + " …";
+    draw(original, digit(i));
+    show();
+    sample();
+  }
+  select(14);
+  choose(14);
+}
+
+// ---- 4. Ask for a digit -----------------------------------------------------------------------------------------------------
+
+{
+  const row = part("ask", ".row"), kl = unpack(PAGE.cvae.kl), [first, second] = [...kl.keys()].sort((a, b) => kl[b] - kl[a]);
+  const left = element(row, "div"), pad = picture(left, `z${first + 1} across, z${second + 1} up`, 168,
+                                                  "two numbers of the code. Arrow keys move the point");
+  const images = element(row, "div", {class: "strip"});
+  const all = Array.from({length: 10}, (_, y) => picture(images, String(y), 84, `the digit ${y}`));
+  let z = normals(kl.length);
+  button(left, "another handwriting", () => { z = normals(kl.length); show(); });
+  pointer(pad, (u, v) => { z[first] = 6 * u - 3; z[second] = 3 - 6 * v; show(); });
+  function show() {
+    pad.width = pad.height = 336;
+    const context = pad.getContext("2d"), x = 56 * (z[first] + 3), y = 56 * (3 - z[second]);
+    context.strokeStyle = "#888";
+    context.strokeRect(168, 0, 0, 336);
+    context.strokeRect(0, 168, 336, 0);
+    context.fillStyle = "#e69f00";
+    context.fillRect(x - 8, y - 8, 16, 16);
+    all.forEach((canvas, y) => draw(canvas, forward.cvae(Float32Array.from({length: z.length + 10}, (_, i) =>
+      i < z.length ? z[i] : Number(i - z.length === y)))));
+  }
+  show();
+}
+
+// ---- 5. Complete it -----------------------------------------------------------------------------------------------------------
+
+{
+  const row = part("complete", ".row"), size = PAGE.networks.cvae_structured.input.shape[1] - 196;
+  const visible = [...Array(784).keys()].filter(i => Math.floor(i / 28) >= 14 && i % 28 < 14);
+  const own = sketch(row, "the visible quarter, to draw on", () => update());
+  const one = picture(row, "BaselineNN", 112), controls = element(row, "div"), many = element(row, "div", {class: "strip"});
+  const samples = Array.from({length: 10}, () => picture(many, "", 84, "a completion"));
+  const select = strip(part("complete", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `a quarter of a ${y}`),
+                       i => give(digit(i)));
+  button(controls, "again", () => update());
+  button(controls, "clear", () => give(new Float32Array(784)));
+  function give(x) {
+    own.set(x.map((value, i) => Math.floor(i / 28) >= 14 && i % 28 < 14 ? value : 0));
+    update();
+  }
+  function update() {
+    const c = Float32Array.from(visible, i => own.x[i]);
+    const answer = x => { visible.forEach((i, k) => { x[i] = c[k]; }); return x; };  // what is known is shown as it is
+    draw(one, answer(forward.baseline(c)));
+    for (const canvas of samples) draw(canvas, answer(forward.cvae_structured(Float32Array.of(...normals(size), ...c))));
+  }
+  select(9);
+  give(digit(9));
+}
+
+// ---- 6. Sixty-four words ------------------------------------------------------------------------------------------------------
+
+{
+  const row = part("words", ".row"), {index, written, colors, codebook} = PAGE.vqvae, codes = unpack(codebook);
+  const hues = unpack(colors), k = hues.length / 3, d = codes.length / k, color = code => [0, 1, 2].map(c => hues[3 * code + c]);
+  const brightness = code => sum(color(code)), order = [...Array(k).keys()].sort((a, b) => brightness(a) - brightness(b));
+  const decode = words => forward.vqvae(Float32Array.from({length: 64 * d}, (_, i) => codes[d * words[i % 64] + Math.floor(i / 64)]));
+  const canvas = picture(row, "choose a cell", 288, "the picture, 8 by 8 cells. Arrow keys choose a cell");
+  const palette = picture(row, `the ${k} words, by brightness: put one into the cell`, 320,
+                          "the palette of words. Arrow keys choose a word, Enter puts it into the cell");
+  const original = picture(row, "as it was", 112), controls = element(row, "div");
+  let words = [], before = [], cell = 27, aimed = 0;
+  const across = 32, down = Math.ceil(k / across);
+  const choose = list => i => { before = list[i]; words = [...before]; draw(original, decode(before)); show(); };
+  const select = strip(part("words", ".strip"), index.map(decode), index.map((_, i) => `photograph ${i + 1}`), choose(index));
+  strip(part("words", ".strip", 1), written.map(decode), written.map((_, i) => `written image ${i + 1}`), choose(written));
+  button(controls, "undo all", () => { words = [...before]; show(); });
+  const text = element(controls, "p", {class: "soft", "aria-live": "polite"});
+
+  function show() {
+    const small = document.createElement("canvas"), context = canvas.getContext("2d");
+    draw(small, decode(words));
+    canvas.width = canvas.height = 576;
+    context.imageSmoothingEnabled = false;
+    context.drawImage(small, 0, 0, 576, 576);
+    context.lineWidth = 4;
+    context.strokeStyle = "#e69f00";
+    context.strokeRect(72 * (cell % 8) + 2, 72 * Math.floor(cell / 8) + 2, 68, 68);
+    const paint = palette.getContext("2d");
+    palette.width = 640;
+    palette.height = 20 * down;
+    order.forEach((code, i) => {
+      paint.fillStyle = `rgb(${color(code).map(c => 255 * c)})`;
+      paint.fillRect(20 * (i % across), 20 * Math.floor(i / across), 20, 20);
+    });
+    paint.lineWidth = 3;
+    for (const [i, style] of [[order.indexOf(words[cell]), "#e69f00"], [aimed, "#fff"]]) {
+      paint.strokeStyle = style;
+      paint.strokeRect(20 * (i % across) + 1.5, 20 * Math.floor(i / across) + 1.5, 17, 17);
+    }
+    text.textContent = `row ${Math.floor(cell / 8) + 1}, column ${cell % 8 + 1}: word ${words[cell]}`;
+  }
+  const put = () => { words[cell] = order[aimed]; show(); };
+  const keys = (target, columns, n, get, set, enter) => target.addEventListener("keydown", event => {
+    const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
+    if (step) set(clamp(get() + step, 0, n - 1));
+    else if (event.key === "Enter") enter();
+    else return;
+    event.preventDefault();
+    show();
+  });
+  const place = (target, event, columns, rows) => {
+    const box = target.getBoundingClientRect();
+    return clamp(Math.floor(rows * (event.clientY - box.top) / box.height), 0, rows - 1) * columns
+      + clamp(Math.floor(columns * (event.clientX - box.left) / box.width), 0, columns - 1);
+  };
+  canvas.tabIndex = palette.tabIndex = 0;
+  canvas.addEventListener("pointerdown", event => { cell = place(canvas, event, 8, 8); show(); });
+  palette.addEventListener("pointerdown", event => { aimed = Math.min(place(palette, event, across, down), k - 1); put(); });
+  keys(canvas, 8, 64, () => cell, value => { cell = value; }, () => palette.focus());
+  keys(palette, across, k, () => aimed, value => { aimed = value; }, put);
+  select(0);
+  choose(index)(0);
+}

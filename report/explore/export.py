@@ -1,0 +1,138 @@
+"""Writes weights.js for the page in this folder: python report/explore/export.py, after report/reproduce.py.
+
+It holds the decoders (and what else the page runs) of the first seed's models, some test digits, and for each network one
+input with PyTorch's output: the page compares at its start.
+
+Numbers are float16 in base64. The large linear layers would be 12 MB that way: these are 8-bit numbers, each 32 times one
+float16. What that costs is part of what the page's comparison measures. Batch normalization, which is linear once
+the training is over, is folded into the convolution before it.
+"""
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+
+import ae
+import common
+import cvae
+import cvae_structured
+import denoise_ae
+import vae
+import vqvae
+from comparisons import load
+
+
+def pack(tensor, kind="f16"):
+    """A tensor as {shape, kind, data}, and for 8-bit numbers, kind "i8", {scale}."""
+    tensor, packed = tensor.detach().float(), {"shape": list(tensor.shape), "kind": kind}
+    if kind == "i8":
+        groups = tensor.reshape(-1, 32)
+        scale = (groups.abs().amax(1) / 127).half().float().clamp(min=1e-7)
+        packed["scale"] = pack(scale)
+        array = (groups / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+    else:
+        array = tensor.half() if kind == "f16" else (tensor * 255).round().to(torch.uint8)
+    packed["data"] = base64.b64encode(array.numpy().tobytes()).decode()
+    return packed
+
+
+def layers(sequential):
+    """The layers of an nn.Sequential as the page runs them."""
+    found = []
+    for layer in sequential:
+        kind = type(layer).__name__
+        if isinstance(layer, nn.Linear):
+            found.append({"kind": kind, "weight": pack(layer.weight, "i8" if layer.weight.numel() > 1e5 else "f16"),
+                          "bias": pack(layer.bias)})
+        elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            found.append({"kind": kind, "weight": layer.weight.detach(), "bias": 0 if layer.bias is None else layer.bias,
+                          "stride": layer.stride[0], "padding": layer.padding[0]})
+        elif isinstance(layer, nn.BatchNorm2d):
+            scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+            convolution = found[-1]
+            shape = (1, -1, 1, 1) if convolution["kind"] == "ConvTranspose2d" else (-1, 1, 1, 1)
+            convolution["weight"] = convolution["weight"] * scale.reshape(shape)
+            convolution["bias"] = layer.bias + (convolution["bias"] - layer.running_mean) * scale
+        elif isinstance(layer, vqvae.ResidualStack):
+            found.append({"kind": kind, "layers": [layers(inner) for inner in layer.layers]})
+        elif isinstance(layer, nn.LeakyReLU):
+            found.append({"kind": kind, "slope": layer.negative_slope})
+        elif not isinstance(layer, (nn.Flatten, nn.Unflatten)):  # the page's numbers are flat anyway
+            found.append({"kind": kind})
+    for layer in found:
+        if isinstance(layer.get("weight"), torch.Tensor):
+            weight = layer["weight"]
+            layer["bias"] = pack(layer["bias"] + torch.zeros(weight.shape[layer["kind"] == "ConvTranspose2d"]))
+            layer["weight"] = pack(weight)
+    return found
+
+
+@torch.no_grad()
+def export():
+    torch.manual_seed(0)
+    x_train, _, x_test, y_test = common.load_mnist()
+    chosen = torch.cat([(y_test == digit).nonzero()[:2].flatten() for digit in range(10)])  # two of each digit
+    x, page = x_test[chosen], {"digits": pack(x_test[chosen].flatten(1), "u8"), "labels": y_test[chosen].tolist()}
+    networks = {}  # {name: (layers, one input)}
+
+    model = load("ae", "main", 0, ae.Autoencoder)
+    codes = model.encoder(x_test[:2000])
+    edges = torch.quantile(model.encoder(x_test), torch.tensor([0.03, 0.97]), dim=0).T.flatten().tolist()
+    page["ae"] = {"codes": pack(codes), "extent": edges}
+    networks["ae"] = model.decoder, codes[:1]
+    model = load("vae", "plane", 0, vae.myVAE)
+    codes = model.encode(x_test[:2000])[0]
+    page["plane"] = {"codes": pack(codes), "extent": [-4.5, 4.5, -3.6, 3.6]}
+    networks["plane"] = model.decoder, codes[:1]
+    page["plane_labels"] = y_test[:2000].tolist()
+
+    model = load("denoise_ae", "main", 0, denoise_ae.DenoiseAE)
+    noisy = denoise_ae.add_noise(x_train[:10000], torch.Generator().manual_seed(0))
+    # The filter's a and b: what it makes of two images of nothing but 0.4 and 0.5, where a blur changes nothing.
+    flat = torch.tensor([0.4, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 28, 28)
+    filtered, sigma = denoise_ae.gaussian_filter(x_train[:10000], noisy, flat)
+    low, high = filtered[:, 0, 14, 14].tolist()
+    page["filter"] = {"sigma": sigma, "a": (high - low) / 0.1, "b": high - 0.5 * (high - low) / 0.1}
+    networks["denoise_ae"] = [*model.encoder, *model.decoder], denoise_ae.add_noise(x[:1], torch.Generator().manual_seed(1))
+
+    model = load("vae", "main", 0, vae.myVAE)
+    mu, logvar = model.encode(x)
+    kl = model.kl_divergence(*model.encode(x_test)).mean(0)
+    page["vae"] = {"mu": pack(mu), "logvar": pack(logvar), "kl": pack(kl)}
+    networks["vae"] = model.decoder, mu[:1]
+
+    model = load("cvae", "main", 0, cvae.myVAE)
+    kl = model.kl_divergence(*model.encode(x_test, cvae.one_hot(y_test))).mean(0)
+    page["cvae"] = {"kl": pack(kl)}
+    networks["cvae"] = model.decoder, torch.cat([torch.randn(1, model.latent_dim), cvae.one_hot(y_test[:1])], 1)
+
+    model = load("cvae_structured", "main", 0, cvae_structured.myVAE)
+    baseline = load("cvae_structured", "main", 0, cvae_structured.BaselineNN, "baseline")
+    c = cvae_structured.take(x[:1], cvae_structured.split_pixels(1)[0])
+    networks["cvae_structured"] = model.decoder, torch.cat([torch.randn(1, model.latent_dim), c], 1)
+    networks["baseline"] = baseline.net, c
+
+    model, prior = load("vqvae", "main", 0, vqvae.VQVAE), load("vqvae", "main", 0, vqvae.Prior, "prior")
+    photographs = common.load_cifar10()[1][:12]
+    index = vqvae.encode_all(model, photographs)
+    grids = model.quantizer.embed(torch.arange(len(model.quantizer.codebook)).reshape(-1, 1, 1).expand(-1, 8, 8))
+    page["vqvae"] = {"photographs": pack(photographs.flatten(1), "u8"), "index": index.tolist(),
+                     "written": prior.sample(12).flatten(1).tolist(), "codebook": pack(model.quantizer.codebook),
+                     "colors": pack(model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1), "u8")}
+    networks["vqvae"] = model.decoder, model.quantizer.embed(index[:1].reshape(1, 8, 8))
+
+    page["networks"] = {name: {"layers": layers(network), "shape": list(given.shape[1:]), "input": pack(given),
+                               "output": pack(nn.Sequential(*network).eval()(given))}
+                        for name, (network, given) in networks.items()}
+    (HERE / "weights.js").write_text(f"const PAGE = {json.dumps(page, separators=(',', ':'))};\n")
+
+
+if __name__ == "__main__":
+    export()
