@@ -455,6 +455,7 @@ def test_measure():
     baseline = cvae_structured.BaselineNN(hidden_dim=8)
     c, unseen = (x.flatten(1)[:, pixels] for pixels in places)
     model.decoder[0].weight.mul_(3)  # so that z matters
+    model.decoder[4].weight.mul_(6)
     model.mu_layer.bias.fill_(0.5)  # and q(z|x,c) is not the prior
     model.prior[2].bias.copy_(torch.tensor([-0.3, 0.2]))  # nor is this one N(0, 1)
     m, log_s2 = model.prior(c).chunk(2, dim=1)  # (4, 1)
@@ -699,6 +700,7 @@ def test_reference_is_a_preset():
 def test_smoke_runs():
     for script, module in SCRIPTS.items():
         models, metrics, folder, out, schedules = smoke(script)
+        assert inspect.getsource(module).rstrip().endswith("main([] if common.IN_NOTEBOOK else None)"), script
         files = {p.name for p in folder.iterdir()}
         promised = set(re.findall(r"\w+\.(?:png|pt|json)", module.__doc__.split("Writes:")[1].split("Paper")[0]))
         later = {"latent_space.png", "latent_space_images.png"} if script == "vae" else set()  # with --latent-dim 2
@@ -746,13 +748,18 @@ def test_saved_models_rebuild_and_train_loss_is_measured_on_training_images():
         measured = metrics["test_loss_by_noise"][0] if script == "denoise_ae" else metrics["test_loss"]
         expect(f"{script}: test_loss", measured, test_loss, 5 * tolerance)
         assert abs(train_loss / test_loss - 1) > 10 * tolerance, script  # so the wrong images would be noticed
+    saved = torch.load(smoke("cvae_structured")[2] / "baseline.pt", weights_only=True)
+    baseline = cvae_structured.BaselineNN(**saved["config"])
+    baseline.load_state_dict(saved["state_dict"])
+    for key, images in (("baseline_train_loss", x), ("baseline_nll_nats", x_test)):
+        expect(key, smoke("cvae_structured")[1][key], cvae_structured.evaluate(baseline, images, places)["loss"])
     expect("test_loss", smoke("denoise_ae")[1]["test_loss"], np.mean(smoke("denoise_ae")[1]["test_loss_by_noise"]))
 
 
 def test_an_epoch_counts_every_image_alike():
     """The last batch is smaller: its images must not count more. The brighter, the larger the loss."""
     x = torch.linspace(0, 1, 10).reshape(-1, 1, 1, 1) ** 4 * torch.ones(10, 1, 28, 28)
-    y, places, pixel = torch.zeros(10).long(), cvae_structured.split_pixels(1), torch.nn.Conv2d(1, 1, 1)
+    y, places, pixel = torch.arange(10), cvae_structured.split_pixels(1), torch.nn.Conv2d(1, 1, 1)
     flags = ["--n-epochs", "1", "--batch-size", "8", "--lr", "1e-12"]  # so small that nothing is learned
     for script, model, data, key in (
             ("ae", ae.Autoencoder(), (x, x), "loss"), ("denoise_ae", pixel, (x, x, x), "loss"),
@@ -792,7 +799,8 @@ def test_flags():
     with (replaced(common, "load_mnist", lambda *args: asked.append(args[2]) or load(*args)),
           tempfile.TemporaryDirectory() as tmp):
         for script in ("ae", "denoise_ae", "vae", "cvae", "cvae_structured"):  # extreme, but sound
-            smoke(script, "--validation", "--latent-dim", "1", "--batch-size", "100000", "--n-epochs", "1")
+            flags = ["--validation", "--latent-dim", "1", "--batch-size", "100000", "--n-epochs", "1"]
+            assert len(smoke(script, *flags)[1]["history"]["test_loss"]) == 1
         assert asked == 5 * [True]  # --validation reaches the loader
         (_, _, metrics), _, _, err = vqvae_command(tmp, "--validation", "--latent-dim", "1", "--codebook-loss")
         assert metrics["dataset"] == "CIFAR-10 sample" and "sample" in err and err.count("\n") == 1, err
@@ -801,8 +809,10 @@ def test_flags():
                 _, status, _, err = quiet(module.main, ["--smoke", "--out-dir", tmp, *flags])
                 assert status == 2 and flags[0] in err.splitlines()[-1], (script, flags, err)
         assert "no longer finite" in quiet(ae.main, ["--smoke", "--lr", "1e30", "--out-dir", tmp])[1]
-    metrics = smoke("vae", "--binarize", "--beta", "4", "--latent-dim", "2")[1]
-    expect("bce_floor of binarized images", metrics["test_bce_floor"], 0)
+    plain, binarized, heavy = smoke("vae")[1], smoke("vae", "--binarize")[1], smoke("vae", "--beta", "4")[1]
+    expect("bce_floor of binarized images", binarized["test_bce_floor"], 0)
+    assert binarized["history"]["train_bce"] != plain["history"]["train_bce"] and heavy["test_kl"] < plain["test_kl"]
+    assert plain["n_used_dimensions"] == sum(kl > 0.05 for kl in plain["test_kl_per_dimension"])
 
 
 def test_a_renamed_copy_elsewhere_reads_its_flags_and_a_smoke_run_spares_the_real_one():
@@ -1065,6 +1075,18 @@ def test_links_of_the_pages_resolve():
         assert re.search(r"report\.md#(\S+)", module.__doc__.splitlines()[0])[1] in anchors(ROOT / "report.md"), script
 
 
+def test_github_shows_formulas_lists_and_tables_right():
+    for page in pages.PAGES:
+        cells = 0
+        for line in without_code(page).splitlines():
+            # Markdown comes before maths: it takes the backslash from \\, or \\| and so on.
+            assert not re.search(r"\$[^$`]*\\[!-/:-@\[-`{-~][^$`]*\$", line), f"{page.name}: {line}"
+            assert not re.fullmatch(r"\s*(\d+\.|[-*])\s*", line), f"{page.name}: an empty item"
+            if line.startswith("|"):  # a bar splits a cell wherever it stands, also in a comment or in a formula
+                assert cells in (0, line.count("|")), f"{page.name}: {line}"
+            cells = line.count("|") if line.startswith("|") else 0
+
+
 def test_the_pages_lines_of_python_work():
     """The README's lines that load model.pt run as they stand, beside the runs/ of a run; the report's lines for one's
     own images fit its models."""
@@ -1073,11 +1095,11 @@ def test_the_pages_lines_of_python_work():
     block, = [block for block in readme if "model.pt" in block]
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as tmp:
-        shutil.copytree(smoke("vae")[2], Path(tmp) / "runs" / "vae")
+        shutil.copytree(smoke("cvae")[2], Path(tmp) / "runs" / "cvae")
         os.chdir(tmp)
         try:
             exec(block, names := {})
-            assert names["images"].shape == (10, 1, 28, 28) and Path("digits.png").stat().st_size > 1000
+            assert names["images"].shape == (10, 1, 28, 28) and Path("sevens.png").stat().st_size > 1000
         finally:
             os.chdir(before)
     block, = [block for block in report if "your images" in block]

@@ -18,6 +18,7 @@ REPORT = Path(__file__).resolve().parent
 sys.path[:0] = [str(REPORT.parent), str(REPORT)]
 
 import common
+import cvae
 import vae
 import vqvae
 from reproduce import read_runs, write_runs
@@ -119,6 +120,15 @@ def binarized_nll():
             nll = vae.importance_weighted_nll(load("vae", "binarized", seed, vae.myVAE), x_test, 5000)
             metrics["test_nll_5000_nats"] = round(nll, 4)
     write_runs("vae", runs)
+
+
+@torch.no_grad()
+def handwritings():
+    """Ten digits in four handwritings: the first four z that cvae.py's own figure has."""
+    torch.manual_seed(0)
+    model = load("cvae", "main", 0, cvae.myVAE)
+    z = torch.randn(8, model.latent_dim)[:4].repeat_interleave(10, dim=0)
+    return common.plot_images(model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28))
 
 
 def best_of_k():
@@ -268,7 +278,8 @@ def nearest_images():
 
 FIGURES = {
     "ae/sweep": ae_sweep, "denoise_ae/sweep": denoise_sweep, "vae/rate_distortion": rate_distortion,
-    "vae/beta": beta_samples, "cvae_structured/best_of_k": best_of_k,
+    "vae/beta": beta_samples, "cvae/handwritings": handwritings,
+    "cvae_structured/best_of_k": best_of_k,
     "vqvae/commitment": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"}),
     "vqvae/codebook": lambda: codebooks("main", "lambda-0"),
     "vqvae/notebook_loss": lambda: plot_runs({r"$\lambda$ = 0.25": "notebook", r"$\lambda$ = 0": "notebook-lambda-0"},
