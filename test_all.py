@@ -723,6 +723,8 @@ def test_smoke_runs():
         lines = [line.split()[0] for line in out.splitlines() if line]
         between = lines[::-1].index("wrote"), next(i for i, line in enumerate(out.splitlines()[::-1]) if "eta" in line)
         assert script == "ae" or between[1] - between[0] > 1, script  # what takes time says what it does
+    without = smoke("vqvae")[1]["no_commitment"]
+    expect("no_commitment: the loss is the reconstruction error alone", without["test_loss"], without["test_reconstruction"])
 
 
 def test_saved_models_rebuild_and_train_loss_is_measured_on_training_images():
