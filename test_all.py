@@ -727,7 +727,7 @@ def test_smoke_runs():
         assert script == "ae" or between[1] - between[0] > 1, script  # what takes time says what it does
     (model, _), metrics, *_ = smoke("vqvae")
     alone = metrics["no_commitment"]
-    expect("no_commitment: test_loss, that of the reconstruction", alone["test_loss"], alone["test_reconstruction"])
+    assert alone["test_loss"] == alone["test_reconstruction"]  # nothing else is in it
     assert model.quantizer.revive_until == 2  # of three updates
 
 

@@ -34,7 +34,7 @@ def column(script, run, key):
 
 def histories(run):
     seeds = read_runs("vqvae")[run]["seeds"]
-    return [seeds[seed]["history"] for seed in sorted(seeds, key=int)]
+    return [seeds[seed]["history"] for seed in sorted(seeds, key=int) if "history" in seeds[seed]]
 
 
 def load(script, run, seed, model_class, name="model"):
@@ -158,7 +158,7 @@ PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity":
 
 def plot_runs(runs, panels=tuple(PANELS), until=math.inf):
     """Runs {label: name in runs.json} against each other, all seeds: the first thick and with a band from the 1st to
-    the 99th percentile where norms are shown, whose lines are medians."""
+    the 99th percentile where norms are shown, whose lines are medians. Numbers at the lines' ends are seeds."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     for (label, run), color, style in zip(runs.items(), (common.BLUE, common.RED), ("-", "--")):
@@ -173,8 +173,14 @@ def plot_runs(runs, panels=tuple(PANELS), until=math.inf):
                     values = values[:, 1]
                 axis.plot(updates, values, style, color=color, linewidth=1.6 if i == 0 else 0.8,
                           label=label if i == 0 else None)
+                if color == common.RED and key == "test_z_norm":  # which seed it is
+                    axis.annotate(str(i), (updates[-1], values[-1]), (4, 0),
+                                  textcoords="offset points", va="center", fontsize=8, color=color)
                 axis.set(ylabel=PANELS[key],
                          yscale="linear" if key in ("test_perplexity", "test_codes_used") else "log")
+    for axis, key in zip(axes.flat, panels):
+        if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
+            axis.set_ylim(top=3)  # a single leap would flatten everything else
     for axis in axes.flat[-2:]:
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
@@ -280,7 +286,9 @@ FIGURES = {
     "ae/sweep": ae_sweep, "denoise_ae/sweep": denoise_sweep, "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples, "cvae/handwritings": handwritings,
     "cvae_structured/best_of_k": best_of_k,
-    "vqvae/commitment": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"}),
+    "vqvae/commitment": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"},
+                                          ("train_reconstruction", "test_z_norm")),
+    "vqvae/commitment_all": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"}),
     "vqvae/codebook": lambda: codebooks("main", "lambda-0"),
     "vqvae/notebook_loss": lambda: plot_runs({r"$\lambda$ = 0.25": "notebook", r"$\lambda$ = 0": "notebook-lambda-0"},
                                              ("train_reconstruction", "test_z_norm")),
