@@ -1083,13 +1083,14 @@ def test_links_of_the_pages_resolve():
 
 def test_github_shows_formulas_lists_and_tables_right():
     for page in pages.PAGES:
-        cells = 0
-        for line in without_code(page).splitlines():
+        cells, lines = 0, without_code(page).splitlines()
+        for line, after in zip(lines, [*lines[1:], ""]):
             # Markdown comes before maths: it takes the backslash from \\, or \\| and so on.
             assert not re.search(r"\$[^$`]*\\[!-/:-@\[-`{-~][^$`]*\$", line), f"{page.name}: {line}"
             assert not re.fullmatch(r"\s*(\d+\.|[-*])\s*", line), f"{page.name}: an empty item"
             if line.startswith("|"):  # a bar splits a cell wherever it stands, also in a comment or in a formula
                 assert cells in (0, line.count("|")), f"{page.name}: {line}"
+                assert cells or re.fullmatch(r"[|-]+", after), f"{page.name}: a table without a head: {line}"
             cells = line.count("|") if line.startswith("|") else 0
 
 
