@@ -1,6 +1,11 @@
 "use strict";
 // The networks first, with the names that the scripts have; then one function for each panel.
 
+if (typeof PAGE === "undefined") {
+  document.getElementById("warning").style.display = "block";
+  document.getElementById("warning").textContent = "weights.js is missing: python report/explore/export.py writes it.";
+}
+
 // ---- Numbers of weights.js --------------------------------------------------------------------------------------------
 
 function unpack({kind, data, scale}) {
