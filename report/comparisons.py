@@ -112,7 +112,7 @@ def vae_plane():
 @torch.no_grad()
 def binarized_nll():
     """-log p(x) of the first 1,000 binarized test images with 5,000 samples each, as Burda et al. measure it."""
-    x_test = torch.bernoulli(common.load_mnist()[2][:], generator=torch.Generator().manual_seed(0))[:1000]
+    x_test = torch.bernoulli(common.load_mnist()[2], generator=torch.Generator().manual_seed(0))[:1000]
     runs = read_runs("vae")
     for seed, metrics in runs["binarized"]["seeds"].items():
         if "test_nll_5000_nats" not in metrics:
