@@ -6,7 +6,8 @@
 
 The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by the nearest of the K vectors of a
 codebook, e, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers below K.
-Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`):
+Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`; || ||^2 is the mean over all
+numbers):
 
     L  =  ||x_hat - x||^2 / var(x)   +   lambda ||z - sg(e)||^2   +   gamma ||e - sg(z)||^2
           reconstruction:                commitment: the encoder      codebook: the codes go to the encoder outputs.
@@ -15,7 +16,7 @@ Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.d
 
 "The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, as if the
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
-which; what it writes, decoded, are new images.
+which. The decoder turns the codes that it writes into new images.
 
 Run it:    python vqvae.py              the model, the start of the same without commitment, and the prior; half an
                                         hour or more on a laptop
@@ -59,7 +60,7 @@ class VectorQuantizer(nn.Module):
         and learn by the codebook term of the loss.
     revive_until: up to this update, a code that is hardly ever the nearest becomes a random z of the present batch.
         After the first update nearly all codes are in that state, so this is also how the codebook starts: from data.
-        0 is what is usual: codes start from N(0, I), and those that nothing is near stay unused.
+        0 is what is usual: codes start from N(0, I), and those that no z is near stay unused, often for long.
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=64, decay=0.99, ema=True, revive_until=0):
@@ -67,7 +68,8 @@ class VectorQuantizer(nn.Module):
         self.decay, self.ema, self.revive_until = decay, ema, revive_until
         self.codebook = nn.Parameter(torch.randn(num_embeddings, embedding_dim), requires_grad=not ema)  # (K, D)
         self.register_buffer("ema_count", torch.zeros(num_embeddings))  # N_i of the paper: how often a code is used
-        # m_i of the paper: the sum of the z that use it. It starts from a draw of its own, as is usual.
+        # m_i of the paper: the sum of the z that use it. It starts from a draw of its own, as in the
+        # notebook that --reference follows.
         self.register_buffer("ema_sum", torch.randn(num_embeddings, embedding_dim))
         self.register_buffer("n_updates", torch.tensor(0))
 
@@ -151,9 +153,9 @@ class ResidualStack(nn.Module):
 class VQVAE(nn.Module):
     """Convolutional encoder, VectorQuantizer, convolutional decoder: images (N, 3, 32, 32) in [0, 1], codes (N, 8, 8).
 
-    num_hiddens: the channels of everything between pixels and codes. num_residual_hiddens: the channels inside the
-    residual blocks. num_residual_layers: how many blocks, in the encoder and in the decoder. data_variance: that of
-    the training images, by which the loss divides. The rest: see VectorQuantizer and ResidualStack.
+    num_hiddens: the channels of the 8 x 8 grids; those of 16 x 16 have half as many. num_residual_hiddens: the channels
+    inside the residual blocks. num_residual_layers: how many blocks, in the encoder and in the decoder. data_variance:
+    that of the training images, by which the loss divides. The rest: see VectorQuantizer and ResidualStack.
     """
 
     def __init__(self, num_hiddens=128, num_residual_hiddens=32, num_residual_layers=2, num_embeddings=512,
@@ -194,8 +196,8 @@ class VQVAE(nn.Module):
         """What forward returned for x -> the loss and its terms, scalars: {loss, reconstruction, commitment, codebook}
         (arXiv:1711.00937, equation 3).
 
-        reconstruction: mean squared error per pixel and channel over the variance of the training data. 1 is what an
-            image of nothing but the mean gets, 0 is perfect.
+        reconstruction: mean squared error per pixel and channel over the variance of the training data. 1 is what the
+            mean grey of all images gets, 0 is perfect.
         commitment, codebook: ||z - e||^2 / D, the mean over the codes. They are the same number; they differ in who
             learns from it.
         """
@@ -481,7 +483,7 @@ parser.add_argument("--constant-lr", action="store_true", help="no one-cycle sch
 parser.add_argument("--relu-skip", action="store_true", help="relu(x) instead of x on the residual blocks' skip path")
 parser.add_argument("--stop-at", type=int, help="end the training after this update, before the schedule does")
 parser.add_argument("--alone", action="store_true", help="neither the run without commitment nor the prior")
-# What the run without commitment shows has happened by then.
+# By then z has grown by a factor of thousands. The whole run is --alone --commitment-cost 0.
 parser.add_argument("--compared-updates", type=int, default=2000, help="how far the run without commitment goes")
 parser.add_argument("--reference", action="store_true", help="the settings of the usual notebook")
 parser.add_argument("--resume", action="store_true", help="continue from OUT_DIR/vqvae/checkpoint-*.pt")
@@ -543,6 +545,7 @@ def main(argv=None):
         "n_parameters": count_parameters(model),
         "multiply_adds": multiply_adds(model),
         "seconds": history["seconds"][-1],
+        "data_variance": config["data_variance"],
         **{f"train_{key}": trained[key] for key in ("loss", "reconstruction")},
         **{f"test_{key}": value for key, value in evaluate(model, x_test).items()},
         "history": history,

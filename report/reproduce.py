@@ -9,7 +9,8 @@ again, so this can be stopped at any time. All of it takes days on two CPU cores
 
 runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
 writes report/<script>/. What else a run writes stays in runs/report/<script>:<run>:<seed>/, for comparisons.py.
-Afterwards: python report/comparisons.py draws, python report/pages.py writes the numbers into the pages.
+When nothing is missing any more, report/explore/weights.js is written. Afterwards: python report/comparisons.py draws,
+python report/pages.py writes the numbers into the pages.
 """
 
 import argparse
@@ -130,3 +131,5 @@ if __name__ == "__main__":
         print(f"missing: {script}:{run}, python {script}.py {flags} --seed {seed}")
     for missing in todo if not args.list else []:
         run_once(*missing)
+    if not args.only and not args.list:
+        subprocess.run([sys.executable, str(REPORT / "explore" / "export.py")], check=True)

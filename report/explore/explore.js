@@ -11,9 +11,9 @@ if (typeof PAGE === "undefined") {
 function unpack({kind, data, scale}) {
   const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
   if (kind === "u8") return Float32Array.from(bytes, value => value / 255);
-  if (kind === "i8") {  // each 32 numbers have one scale
+  if (kind === "i8") {  // each 16 numbers have one scale
     const scales = unpack(scale);
-    return Float32Array.from(new Int8Array(bytes.buffer), (value, i) => value * scales[i >> 5]);
+    return Float32Array.from(new Int8Array(bytes.buffer), (value, i) => value * scales[i >> 4]);
   }
   return Float32Array.from(new Uint16Array(bytes.buffer), half);
 }
@@ -404,10 +404,12 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 // ---- 6. Sixty-four words ------------------------------------------------------------------------------------------------------
 
 {
-  const row = part("words", ".row"), {index, written, colors, codebook} = PAGE.vqvae, codes = unpack(codebook);
+  const row = part("words", ".row"), {photographs, index, written, colors, codebook} = PAGE.vqvae, codes = unpack(codebook);
   const hues = unpack(colors), k = hues.length / 3, d = codes.length / k, color = code => [0, 1, 2].map(c => hues[3 * code + c]);
   const brightness = code => sum(color(code)), order = [...Array(k).keys()].sort((a, b) => brightness(a) - brightness(b));
-  const decode = words => forward.vqvae(Float32Array.from({length: 64 * d}, (_, i) => codes[d * words[i % 64] + Math.floor(i / 64)]));
+  const decode = words => forward.vqvae(Float32Array.from({length: 64 * d}, (_, i) =>
+    codes[d * words[i % 64] + Math.floor(i / 64)])).map(value => value + 0.5);
+  const pixels = unpack(photographs), photograph = i => pixels.slice(3072 * i, 3072 * (i + 1));
   const canvas = picture(row, "choose a cell", 288, "the picture, 8 by 8 cells. Arrow keys choose a cell");
   const palette = picture(row, `the ${k} words, by brightness: put one into the cell`, 320,
                           "the palette of words. Arrow keys choose a word, Enter puts it into the cell");
@@ -415,7 +417,8 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
   let words = [], before = [], cell = 27, aimed = 0;
   const across = 32, down = Math.ceil(k / across);
   const choose = list => i => { before = list[i]; words = [...before]; draw(original, decode(before)); show(); };
-  const select = strip(part("words", ".strip"), index.map(decode), index.map((_, i) => `photograph ${i + 1}`), choose(index));
+  const select = strip(part("words", ".strip"), index.map((_, i) => photograph(i)), index.map((_, i) => `photograph ${i + 1}`),
+                       choose(index));
   strip(part("words", ".strip", 1), written.map(decode), written.map((_, i) => `written image ${i + 1}`), choose(written));
   button(controls, "undo all", () => { words = [...before]; show(); });
   const text = element(controls, "p", {class: "soft", "aria-live": "polite"});
