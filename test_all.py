@@ -40,7 +40,8 @@ import vae
 import vqvae
 
 ROOT = Path(__file__).resolve().parent
-sys.path.append(str(ROOT / "report"))
+sys.path += [str(ROOT / "report"), str(ROOT / "report" / "explore")]
+import export
 import pages
 
 SCRIPTS = {"ae": ae, "denoise_ae": denoise_ae, "vae": vae, "cvae": cvae, "cvae_structured": cvae_structured,
@@ -1114,6 +1115,44 @@ def test_the_pages_lines_of_python_work():
     assert names["images"].shape == (10, 1, 64, 64)
     x = torch.rand(2, 3, 24, 40)  # and what the page says of vqvae.py
     assert vqvae.VQVAE()(x)[0].shape == x.shape
+
+# %% The browser page
+
+def test_explore():
+    """The page asks nobody for anything, its weights fit today's models, and what its networks compute is what PyTorch
+    computes: seen in a headless Chromium or Chrome, if there is one."""
+    folder = ROOT / "report" / "explore"
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in ("index.html", "explore.js", "weights.js")}
+    for name, text in texts.items():
+        elsewhere = r"https?:" if name == "weights.js" else r"https?:|fetch|import|XMLHttp|[\"'(]//\w"
+        assert not re.search(elsewhere, text), f"{name} names an address elsewhere"
+
+    def bare(packed):  # without the numbers
+        if isinstance(packed, dict):
+            return {key: bare(value) for key, value in packed.items() if key != "data"}
+        return [bare(item) for item in packed] if isinstance(packed, list) else packed
+
+    networks = json.loads(texts["weights.js"].removeprefix("const PAGE = ").rstrip(";\n"))["networks"]
+    models = {script: smoke(script)[0][0] for script in SCRIPTS} | {
+        "plane": vae.myVAE(latent_dim=2), "vqvae": vqvae.VQVAE(), "baseline": smoke("cvae_structured")[0][1]}
+    assert networks.keys() == models.keys()
+    for name, model in models.items():
+        today = json.loads(json.dumps(bare(export.layers(export.network(name, model)))))
+        assert today == bare(networks[name]["layers"]), f"{name} has changed: python report/explore/export.py"
+
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome",
+             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    with tempfile.TemporaryDirectory() as profile:
+        page = browser and subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom",
+             (folder / "index.html").as_uri()], capture_output=True, text=True, timeout=120).stdout
+    if not page or "Six autoencoders" not in page:  # a browser in a sandbox of its own may not read the file
+        print("skipped: no Chromium or Chrome here that opens report/explore/index.html")
+        return
+    difference = re.search(r'data-difference="([^"]*)"', page)
+    assert 'data-check="ok"' in page, f"the page's networks are wrong by {difference and difference[1]}"
+    assert page.count("<canvas") > 80, "a panel of the page is missing"
 
 
 if __name__ == "__main__":

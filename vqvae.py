@@ -214,11 +214,18 @@ class VQVAE(nn.Module):
 class Prior(nn.Module):
     """A causal transformer over the 8 x 8 codes, read row by row: index (N, 64) -> logits (N, 64, K) of
     p(code t | the codes before t). Its input is shifted by one: place t sees a start symbol and the codes before t,
-    never code t itself."""
+    never code t itself.
 
-    def __init__(self, num_embeddings=512, length=64, width=128, n_layers=4, n_heads=4):
+    codebook (K, D): what stands for a code at first is a random projection of its vector, so that codes which are near
+    each other start out alike. None starts from random numbers.
+    """
+
+    def __init__(self, num_embeddings=512, length=64, width=128, n_layers=4, n_heads=4, codebook=None):
         super().__init__()
         self.token = nn.Embedding(num_embeddings + 1, width)  # the last one is the start symbol
+        if codebook is not None:
+            codes = (codebook - codebook.mean(0)) / codebook.std()
+            self.token.weight.data[:-1] = codes @ torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
         layer = nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
                                            norm_first=True)
@@ -563,7 +570,7 @@ def main(argv=None):
     if not args.alone:
         print("the prior: a transformer that learns which code follows which")
         torch.manual_seed(args.seed)
-        prior = Prior(args.codebook_size).to(args.device)
+        prior = Prior(args.codebook_size, codebook=model.quantizer.codebook.detach().cpu()).to(args.device)
         prior_args = argparse.Namespace(**{**vars(args), "n_updates": math.ceil(0.24 * args.n_updates), "stop_at": None,
                                            "batch_size": 64, "lr": 2e-3})
         history_prior = train("prior", prior, codes_train, codes_test, evaluate_prior, prior_args)

@@ -25,8 +25,20 @@ function half(h) {  // float16 -> number
 
 // ---- Layers: x is a flat array, shape is [channels, height, width] or [numbers] -----------------------------------------
 
-function reach(offset, stride, inside, n) {  // the first and the last i below n with 0 <= i * stride + offset < inside
-  return [Math.max(0, Math.ceil(-offset / stride)), Math.min(n - 1, Math.floor((inside - 1 - offset) / stride))];
+function combine(matrix, x, n) {  // the sum of the matrix's rows, of n numbers each, times the numbers in x
+  const y = new Float32Array(n);
+  for (let j = 0, at = 0; j < x.length; j++, at += n) {
+    const value = x[j];
+    if (value) for (let i = 0; i < n; i++) y[i] += matrix[at + i] * value;  // after a ReLU, most are 0
+  }
+  return y;
+}
+
+function patch([channels, height, width], row, column, size, visit) {  // visit(place in the patch, place in the image)
+  for (let c = 0, i = 0; c < channels; c++)
+    for (let r = row; r < row + size; r++)
+      for (let s = column; s < column + size; s++, i++)
+        if (r >= 0 && r < height && s >= 0 && s < width) visit(i, (c * height + r) * width + s);
 }
 
 const LAYERS = {
@@ -39,37 +51,25 @@ const LAYERS = {
     }
     return [y, [y.length]];
   },
-  Conv2d(x, [channels, height, width], {weight, shape, bias, stride, padding}) {
-    const [outputs, , size] = shape, h = Math.floor((height + 2 * padding - size) / stride) + 1;
-    const w = Math.floor((width + 2 * padding - size) / stride) + 1, y = new Float32Array(outputs * h * w);
-    for (let o = 0; o < outputs; o++) y.fill(bias[o], o * h * w, (o + 1) * h * w);
-    for (let a = 0; a < size; a++) for (let b = 0; b < size; b++) {  // the places (r, s) that this weight reaches
-      const [r0, r1] = reach(a - padding, stride, height, h), [s0, s1] = reach(b - padding, stride, width, w);
-      for (let o = 0; o < outputs; o++) for (let c = 0; c < channels; c++) {
-        const value = weight[((o * channels + c) * size + a) * size + b];
-        for (let r = r0; r <= r1; r++) {
-          const to = (o * h + r) * w, from = (c * height + r * stride + a - padding) * width + b - padding;
-          for (let s = s0; s <= s1; s++) y[to + s] += value * x[from + s * stride];
-        }
-      }
+  Conv2d(x, shape, {weight, size, bias, padding}) {  // each place reads a patch; weight: a row for each of its numbers
+    const [h, w] = shape.slice(1).map(n => n + 2 * padding - size + 1), y = new Float32Array(bias.length * h * w);
+    for (let r = 0; r < h; r++) for (let s = 0; s < w; s++) {
+      const read = new Float32Array(shape[0] * size * size);
+      patch(shape, r - padding, s - padding, size, (i, from) => { read[i] = x[from]; });
+      combine(weight, read, bias.length).forEach((value, o) => { y[(o * h + r) * w + s] = value + bias[o]; });
     }
-    return [y, [outputs, h, w]];
+    return [y, [bias.length, h, w]];
   },
-  ConvTranspose2d(x, [channels, height, width], {weight, shape, bias, stride, padding}) {  // the same, from x's places
-    const [, outputs, size] = shape, h = (height - 1) * stride - 2 * padding + size;
-    const w = (width - 1) * stride - 2 * padding + size, y = new Float32Array(outputs * h * w);
-    for (let o = 0; o < outputs; o++) y.fill(bias[o], o * h * w, (o + 1) * h * w);
-    for (let a = 0; a < size; a++) for (let b = 0; b < size; b++) {
-      const [r0, r1] = reach(a - padding, stride, h, height), [s0, s1] = reach(b - padding, stride, w, width);
-      for (let o = 0; o < outputs; o++) for (let c = 0; c < channels; c++) {
-        const value = weight[((c * outputs + o) * size + a) * size + b];
-        for (let r = r0; r <= r1; r++) {
-          const from = (c * height + r) * width, to = (o * h + r * stride + a - padding) * w + b - padding;
-          for (let s = s0; s <= s1; s++) y[to + s * stride] += value * x[from + s];
-        }
-      }
+  ConvTranspose2d(x, [channels, height, width], {weight, size, bias, stride, padding}) {  // each place writes a patch
+    const shape = [bias.length, ...[height, width].map(n => (n - 1) * stride - 2 * padding + size)];
+    const y = new Float32Array(shape[0] * shape[1] * shape[2]);
+    for (let o = 0, n = shape[1] * shape[2]; o < shape[0]; o++) y.fill(bias[o], o * n, (o + 1) * n);
+    for (let r = 0; r < height; r++) for (let s = 0; s < width; s++) {
+      const here = Float32Array.from({length: channels}, (_, c) => x[(c * height + r) * width + s]);
+      const written = combine(weight, here, shape[0] * size * size);
+      patch(shape, r * stride - padding, s * stride - padding, size, (i, to) => { y[to] += written[i]; });
     }
-    return [y, [outputs, h, w]];
+    return [y, shape];
   },
   MaxPool2d(x, [channels, height, width]) {  // of 2 x 2, the last row and column included where they are alone
     const h = Math.ceil(height / 2), w = Math.ceil(width / 2), y = new Float32Array(channels * h * w).fill(-Infinity);
@@ -100,7 +100,7 @@ function run(layers, x, shape) {
 
 function prepare(layers) {
   return layers.map(layer => ({
-    ...layer, ...(layer.weight && {weight: unpack(layer.weight), shape: layer.weight.shape, bias: unpack(layer.bias)}),
+    ...layer, ...(layer.weight && {weight: unpack(layer.weight), bias: unpack(layer.bias)}),
     ...(layer.layers && {layers: layer.layers.map(prepare)})}));
 }
 
@@ -208,7 +208,7 @@ function pointer(canvas, moved) {  // mouse, finger and arrow keys; moved(u, v) 
   });
 }
 
-function sketch(parent, label, changed) {  // a 28 x 28 canvas to draw on: mouse or finger; with keys, arrows and space
+function sketch(parent, label, changed, given = () => true) {  // a 28 x 28 canvas to draw on: mouse or finger; with keys, arrows and space
   const canvas = picture(parent, "draw here (arrow keys move, space draws)", 168, label), x = new Float32Array(784);
   let column = 10, row = 18;
   const dab = () => {
@@ -217,7 +217,8 @@ function sketch(parent, label, changed) {  // a 28 x 28 canvas to draw on: mouse
       x[28 * r + c] = Math.max(x[28 * r + c], clamp(1.9 - distance, 0, 1));
     }
   };
-  const show = () => { draw(canvas, x); changed(x); };
+  const paint = () => draw(canvas, x.map((value, i) => given(i) ? value : 0.4));  // grey is not given
+  const show = () => { paint(); changed(x); };
   canvas.tabIndex = 0;
   canvas.addEventListener("pointerdown", event => canvas.setPointerCapture(event.pointerId));
   for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, event => {
@@ -238,8 +239,8 @@ function sketch(parent, label, changed) {  // a 28 x 28 canvas to draw on: mouse
     context.fillStyle = "#e69f00";
     context.fillRect(column, row, 1, 1);
   });
-  draw(canvas, x);
-  return {set: image => { x.set(image); draw(canvas, x); }, x};
+  paint();
+  return {set: image => { x.set(image); paint(); }, x};
 }
 
 const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(kind)[i];
@@ -379,8 +380,8 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 
 {
   const row = part("complete", ".row"), size = PAGE.networks.cvae_structured.input.shape[1] - 196;
-  const visible = [...Array(784).keys()].filter(i => Math.floor(i / 28) >= 14 && i % 28 < 14);
-  const own = sketch(row, "the visible quarter, to draw on", () => update());
+  const given = i => Math.floor(i / 28) >= 14 && i % 28 < 14, visible = [...Array(784).keys()].filter(given);
+  const own = sketch(row, "the visible quarter, to draw on", () => update(), given);
   const one = picture(row, "BaselineNN", 112), controls = element(row, "div"), many = element(row, "div", {class: "strip"});
   const samples = Array.from({length: 10}, () => picture(many, "", 84, "a completion"));
   const select = strip(part("complete", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `a quarter of a ${y}`),
@@ -388,7 +389,7 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
   button(controls, "again", () => update());
   button(controls, "clear", () => give(new Float32Array(784)));
   function give(x) {
-    own.set(x.map((value, i) => Math.floor(i / 28) >= 14 && i % 28 < 14 ? value : 0));
+    own.set(x);
     update();
   }
   function update() {

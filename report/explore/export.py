@@ -53,7 +53,7 @@ def layers(sequential):
                           "bias": pack(layer.bias)})
         elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             found.append({"kind": kind, "weight": layer.weight.detach(), "bias": 0 if layer.bias is None else layer.bias,
-                          "stride": layer.stride[0], "padding": layer.padding[0]})
+                          "size": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]})
         elif isinstance(layer, nn.BatchNorm2d):
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             convolution = found[-1]
@@ -70,7 +70,8 @@ def layers(sequential):
         if isinstance(layer.get("weight"), torch.Tensor):
             weight = layer["weight"]
             layer["bias"] = pack(layer["bias"] + torch.zeros(weight.shape[layer["kind"] == "ConvTranspose2d"]))
-            layer["weight"] = pack(weight)
+            # One row for each number of the patch that a place reads, or for each number of the place that writes one.
+            layer["weight"] = pack(weight.permute(1, 2, 3, 0) if layer["kind"] == "Conv2d" else weight)
     return found
 
 
