@@ -647,6 +647,10 @@ def test_Prior():
     bits = -torch.log2(logits.softmax(-1).gather(2, index.unsqueeze(2))).mean()
     expect("Prior.loss_function", prior.loss_function(logits, index)["loss"], bits)
     expect("evaluate_prior", vqvae.evaluate_prior(prior, index)["loss"], bits)
+    codebook = torch.randn(20, 8)
+    codebook[7] = codebook[3] + 1e-3
+    token = vqvae.Prior(num_embeddings=20, codebook=codebook).token.weight  # near codes start out alike
+    assert torch.cdist(token, token).fill_diagonal_(math.inf).argmin() == 3 * 21 + 7 and 0.5 < token.std() < 2
     # A prior that is sure of "the code before, plus one" counts; one that is not draws by its probabilities.
     prior.forward = lambda index: 1e4 * F.one_hot(F.pad(index[:, :-1] + 1, (1, 0)) % 20, 20).float()
     assert torch.equal(given("Prior.sample", prior.sample(3)), (torch.arange(64) % 20).reshape(8, 8).expand(3, 8, 8))

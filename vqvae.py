@@ -571,8 +571,8 @@ def main(argv=None):
         print("the prior: a transformer that learns which code follows which")
         torch.manual_seed(args.seed)
         prior = Prior(args.codebook_size, codebook=model.quantizer.codebook.detach().cpu()).to(args.device)
-        prior_args = argparse.Namespace(**{**vars(args), "n_updates": math.ceil(0.24 * args.n_updates), "stop_at": None,
-                                           "batch_size": 64, "lr": 2e-3})
+        prior_args = argparse.Namespace(**{**vars(args), "n_updates": math.ceil(0.4 * args.n_updates), "stop_at": None,
+                                           "batch_size": 32, "lr": 2e-3})
         history_prior = train("prior", prior, codes_train, codes_test, evaluate_prior, prior_args)
         print("measuring the bits a code of all images")
         metrics["prior"] = {
