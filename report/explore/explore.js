@@ -248,7 +248,8 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 // ---- 1. Two planes --------------------------------------------------------------------------------------------------------
 
 {
-  const row = part("planes", ".row"), planes = [];
+  const row = part("planes", ".row"), planes = [], legend = element(row, "div", {class: "legend"});
+  COLORS.forEach((color, y) => element(legend, "span", {style: `color: ${color}`}, `● ${y}`));
   for (const [name, title] of [["ae", "autoencoder"], ["plane", "variational autoencoder"]]) {
     const {codes, extent: [left, right, bottom, top]} = PAGE[name], points = unpack(codes);
     const pair = element(row, "div", {class: "pair"});

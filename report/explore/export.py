@@ -104,7 +104,7 @@ def export():
     edges = torch.quantile(models["ae"].encoder(x_test), torch.tensor([0.03, 0.97]), dim=0).T.flatten().tolist()
     page["ae"], inputs["ae"] = {"codes": pack(codes), "extent": edges}, codes[:1]
     codes = models["plane"].encode(x_test[:2000])[0]
-    page["plane"], inputs["plane"] = {"codes": pack(codes), "extent": [-4.5, 4.5, -3.6, 3.6]}, codes[:1]
+    page["plane"], inputs["plane"] = {"codes": pack(codes), "extent": [-4.0, 4.0, -4.0, 4.0]}, codes[:1]
     page["plane_labels"] = y_test[:2000].tolist()
 
     noisy = denoise_ae.add_noise(x_train[:10000], torch.Generator().manual_seed(0))
