@@ -410,16 +410,18 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 {
   const row = part("words", ".row"), {photographs, index, written, colors, codebook} = PAGE.vqvae, codes = unpack(codebook);
   const hues = unpack(colors), k = hues.length / 3, d = codes.length / k, color = code => [0, 1, 2].map(c => hues[3 * code + c]);
-  const brightness = code => sum(color(code)), order = [...Array(k).keys()].sort((a, b) => brightness(a) - brightness(b));
+  const across = 32, down = Math.ceil(k / across), order = [...Array(k).keys()], by = f => (a, b) => f(a) - f(b);
+  const hue = ([r, g, b]) => Math.atan2(Math.sqrt(3) * (g - b), 2 * r - g - b);
+  order.sort(by(code => sum(color(code))));  // the palette: dark words in the upper rows, and each row by its hues
+  for (let i = 0; i < k; i += across) order.splice(i, across, ...order.slice(i, i + across).sort(by(code => hue(color(code)))));
   const decode = words => forward.vqvae(Float32Array.from({length: 64 * d}, (_, i) =>
     codes[d * words[i % 64] + Math.floor(i / 64)])).map(value => value + 0.5);
   const pixels = unpack(photographs), photograph = i => pixels.slice(3072 * i, 3072 * (i + 1));
   const canvas = picture(row, "choose a cell", 288, "the picture, 8 by 8 cells. Arrow keys choose a cell");
-  const palette = picture(row, `the ${k} words, by brightness: put one into the cell`, 320,
+  const palette = picture(row, `the ${k} words, by brightness and hue: put one into the cell`, 320,
                           "the palette of words. Arrow keys choose a word, Enter puts it into the cell");
   const original = picture(row, "as it was", 112), controls = element(row, "div");
   let words = [], before = [], cell = 27, aimed = 0;
-  const across = 32, down = Math.ceil(k / across);
   const choose = list => i => { before = list[i]; words = [...before]; draw(original, decode(before)); show(); };
   const select = strip(part("words", ".strip"), index.map((_, i) => photograph(i)), index.map((_, i) => `photograph ${i + 1}`),
                        choose(index));
