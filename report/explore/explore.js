@@ -127,6 +127,7 @@ if (worst >= 0.02) {
 
 const COLORS = ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2", "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"];
 const digits = unpack(PAGE.digits), digit = i => digits.slice(784 * i, 784 * (i + 1));
+const names = PAGE.labels.map((y, i) => `${y}, the ${i % 2 ? "second" : "first"}`);
 const sum = values => values.reduce((a, b) => a + b, 0);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -175,72 +176,83 @@ function button(parent, text, pressed) {
   element(parent, "button", {type: "button"}, text).addEventListener("click", pressed);
 }
 
-function strip(parent, images, labels, chosen) {  // buttons with a picture each, one of them pressed
+function strip(parent, images, labels, chosen) {  // buttons with a picture each, one of them pressed; returns select(i)
   const buttons = images.map((x, i) => {
-    const made = element(parent, "button", {type: "button", "aria-label": labels[i], "aria-pressed": "false"});
+    const made = element(parent, "button", {type: "button", "aria-label": labels[i], tabindex: i ? -1 : 0});
     const canvas = element(made, "canvas", {"aria-hidden": "true"});
     canvas.style.width = canvas.style.height = x.length === 784 ? "36px" : "56px";
     draw(canvas, x);
-    made.addEventListener("click", () => { select(made); chosen(i); });
+    made.addEventListener("click", () => { select(i); chosen(i); });
+    made.addEventListener("keydown", event => {  // Tab leads to the strip, and arrow keys lead through it
+      const next = buttons[i + ({ArrowLeft: -1, ArrowRight: 1}[event.key] || NaN)];
+      if (next) [made.tabIndex, next.tabIndex] = [-1, 0];
+      if (next) next.focus();
+    });
     return made;
   });
-  function select(which) {
-    for (const other of parent.closest("section").querySelectorAll(".strip button"))
-      other.setAttribute("aria-pressed", other === which);
-  }
-  return i => select(buttons[i]);
+  const select = i => parent.closest("section").querySelectorAll(".strip button").forEach(other =>
+    other.setAttribute("aria-pressed", other === buttons[i]));
+  select(-1);
+  return select;
 }
 
-function pointer(canvas, moved) {  // mouse, finger and arrow keys; moved(u, v) gets the place, each from 0 to 1
-  let u = 0.5, v = 0.5;
-  canvas.tabIndex = 0;
-  const go = event => {
-    const box = canvas.getBoundingClientRect();
-    [u, v] = [clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1)];
-    moved(u, v, event);
-  };
-  canvas.addEventListener("pointermove", event => { if (event.pointerType === "mouse" || event.buttons) go(event); });
-  canvas.addEventListener("pointerdown", go);
-  canvas.addEventListener("keydown", event => {
-    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
-    if (!step) return;
-    event.preventDefault();
-    [u, v] = [clamp(u + 0.02 * step[0], 0, 1), clamp(v + 0.02 * step[1], 0, 1)];
-    moved(u, v, event);
-  });
-}
+const STEPS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0]};
 
-function sketch(parent, label, changed, given = () => true) {  // a 28 x 28 canvas to draw on: mouse or finger; with keys, arrows and space
-  const canvas = picture(parent, "draw here (arrow keys move, space draws)", 168, label), x = new Float32Array(784);
-  let column = 10, row = 18;
-  const dab = () => {
-    for (let r = 0; r < 28; r++) for (let c = 0; c < 28; c++) {
-      const distance = Math.hypot(r - row, c - column);
-      x[28 * r + c] = Math.max(x[28 * r + c], clamp(1.9 - distance, 0, 1));
-    }
-  };
-  const paint = () => draw(canvas, x.map((value, i) => given(i) ? value : 0.4));  // grey is not given
-  const show = () => { paint(); changed(x); };
+function listen(canvas, place, step) {  // dragging calls place(u, v), each from 0 to 1; an arrow key, step(right, down)
   canvas.tabIndex = 0;
-  canvas.addEventListener("pointerdown", event => canvas.setPointerCapture(event.pointerId));
+  canvas.className = "drag";
+  canvas.setAttribute("role", "application");
   for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, event => {
-    if (!event.buttons) return;
+    if (event.buttons !== 1) return;
+    if (kind === "pointerdown") canvas.setPointerCapture(event.pointerId);
     const box = canvas.getBoundingClientRect();
-    [column, row] = [28 * (event.clientX - box.left) / box.width - 0.5, 28 * (event.clientY - box.top) / box.height - 0.5];
-    dab();
-    show();
+    place(clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1), kind);
   });
   canvas.addEventListener("keydown", event => {
-    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0]}[event.key];
-    if (!step) return;
+    if (!STEPS[event.key]) return;
     event.preventDefault();
-    [column, row] = [clamp(Math.round(column) + step[0], 0, 27), clamp(Math.round(row) + step[1], 0, 27)];
-    if (event.key === " ") dab();
-    show();
-    const context = canvas.getContext("2d");
-    context.fillStyle = "#e69f00";
-    context.fillRect(column, row, 1, 1);
+    step(...STEPS[event.key], event.key);
   });
+}
+
+function pointer(canvas, moved) {  // moved(u, v); returns set(u, v), which only notes where the point is
+  let u = 0.5, v = 0.5;
+  const go = (x, y) => { [u, v] = [clamp(x, 0, 1), clamp(y, 0, 1)]; moved(u, v); };
+  listen(canvas, go, (right, down) => go(u + 0.02 * right, v + 0.02 * down));
+  return (x, y) => { [u, v] = [x, y]; };
+}
+
+function sketch(parent, label, changed, given = () => true) {  // a 28 x 28 canvas to draw on
+  const canvas = picture(parent, "draw here (arrow keys move, space draws)", 168, `${label}. Arrow keys move, space draws`);
+  const x = new Float32Array(784);
+  let [column, row] = [10, 18];
+  const dab = () => {
+    for (let r = 0; r < 28; r++) for (let c = 0; c < 28; c++)
+      x[28 * r + c] = Math.max(x[28 * r + c], clamp(1.9 - Math.hypot(r - row, c - column), 0, 1));
+  };
+  const paint = () => {
+    draw(canvas, x.map((value, i) => given(i) ? value : 0.4));  // grey is not given
+    if (document.activeElement !== canvas) return;
+    canvas.getContext("2d").fillStyle = "#e69f00";
+    canvas.getContext("2d").fillRect(Math.round(column), Math.round(row), 1, 1);
+  };
+  const show = () => { paint(); changed(x); };
+  listen(canvas, (u, v, kind) => {
+    const [right, down] = [28 * u - 0.5 - column, 28 * v - 0.5 - row], n = kind === "pointerdown" ? 1 : Math.ceil(2 * Math.hypot(right, down));
+    const [fromColumn, fromRow] = [column, row];
+    for (let i = 1; i <= n; i++) {  // a line from the last place: a fast pointer leaves no gaps
+      [column, row] = [fromColumn + right * i / n, fromRow + down * i / n];
+      dab();
+    }
+    show();
+  }, (right, down, key) => {
+    const [c, r] = [clamp(Math.round(column) + right, 0, 27), clamp(Math.round(row) + down, 0, 27)];
+    if (given(28 * r + c)) [column, row] = [c, r];
+    if (key === " ") dab();
+    show();
+  });
+  canvas.addEventListener("focus", paint);
+  canvas.addEventListener("blur", paint);
   paint();
   return {set: image => { x.set(image); paint(); }, x};
 }
@@ -250,18 +262,18 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 // ---- 1. Two planes --------------------------------------------------------------------------------------------------------
 
 {
-  const row = part("planes", ".row"), planes = [], legend = element(row, "div", {class: "legend"});
-  COLORS.forEach((color, y) => element(legend, "span", {style: `color: ${color}`}, `● ${y}`));
-  for (const [name, title] of [["ae", "autoencoder"], ["plane", "variational autoencoder"]]) {
-    const {codes, extent: [left, right, bottom, top]} = PAGE[name], points = unpack(codes);
-    const pair = element(row, "div", {class: "pair"});
-    const canvas = picture(pair, `${title}: move the point`, 330, `the plane of the ${title}. Arrow keys move the point`);
-    canvas.className = "plane";
-    planes.push({name, canvas, image: picture(pair, "decoded", 112), points, left, right, bottom, top});
-    pointer(canvas, move);
-  }
+  const row = part("planes", ".row"), legend = element(row, "div", {class: "legend"});
+  COLORS.forEach((color, y) => { element(element(legend, "span", {}, `${y} `), "b", {style: `color: ${color}`}, "●"); });
+  const planes = [["ae", "autoencoder"], ["plane", "variational autoencoder"]].map(([name, title]) => {
+    const {codes, extent: [left, right, bottom, top]} = PAGE[name], pair = element(row, "div", {class: "pair"});
+    const canvas = picture(pair, `${title}: drag the point`, 330, `the plane of the ${title}. Arrow keys move the point`);
+    const set = pointer(canvas, move);
+    canvas.classList.add("plane");
+    return {name, canvas, set, image: picture(pair, "z", 112, "decoded"), points: unpack(codes), left, right, bottom, top};
+  });
   function move(u, v) {
-    for (const {name, canvas, image, points, left, right, bottom, top} of planes) {
+    for (const {name, canvas, set, image, points, left, right, bottom, top} of planes) {
+      set(u, v);
       canvas.width = canvas.height = 660;
       const context = canvas.getContext("2d"), at = (x, y) => [660 * (x - left) / (right - left), 660 * (top - y) / (top - bottom)];
       for (let i = 0; i < points.length; i += 2) {
@@ -271,19 +283,20 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
         context.fillRect(x - 3, y - 3, 6, 6);
       }
       context.globalAlpha = 1;
-      context.strokeStyle = "#555";
+      [context.strokeStyle, context.lineWidth] = ["#555", 2];
       if (name === "plane") for (const radius of [1, 2, 3]) {
         context.beginPath();
-        context.ellipse(...at(0, 0), 660 * radius / (right - left), 660 * radius / (top - bottom), 0, 0, 2 * Math.PI);
+        context.arc(...at(0, 0), 660 * radius / (right - left), 0, 2 * Math.PI);
         context.stroke();
       }
-      context.lineWidth = 4;
-      context.strokeStyle = "#000";
+      [context.strokeStyle, context.lineWidth] = ["#000", 4];
       context.strokeRect(660 * u - 9, 660 * v - 9, 18, 18);
-      draw(image, forward[name](Float32Array.of(left + u * (right - left), top - v * (top - bottom))));
+      const z = [left + u * (right - left), top - v * (top - bottom)];
+      draw(image, forward[name](Float32Array.from(z)));
+      image.nextSibling.textContent = `z = (${z.map(value => value.toFixed(1)).join(", ")})`;
     }
   }
-  move(0.5, 0.5);
+  move(0.525, 0.625);
 }
 
 // ---- 2. Noise -------------------------------------------------------------------------------------------------------------
@@ -291,14 +304,14 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 {
   const row = part("noise", ".row"), epsilon = normals(784);
   let level = 0.5;
-  const own = sketch(row, "the clean image, to draw on", update);
-  const noisy = picture(row, "noisy", 168), filtered = picture(row, "Gaussian filter", 168);
+  const own = sketch(row, "the clean image, to draw on", () => { select(-1); update(); });
+  const noisy = picture(row, "noisy", 168), filtered = picture(row, "Gaussian filter, fitted at 0.5", 168);
   const denoised = picture(row, "denoised", 168), controls = element(row, "div");
-  const select = strip(part("noise", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `digit ${y}`),
+  const select = strip(part("noise", ".strip"), [...PAGE.labels.keys()].map(digit), names,
                        i => { own.set(digit(i)); update(); });
   slider(controls, "noise", {min: 0, max: 1, step: 0.05, value: level}, value => { level = value; update(); });
   button(controls, "new noise", () => { epsilon.set(normals(784)); update(); });
-  button(controls, "blank", () => { own.set(new Float32Array(784)); update(); });
+  button(controls, "blank", () => { own.set(new Float32Array(784)); select(-1); update(); });
   function update() {
     const x = own.x.map((value, i) => clamp(value + level * epsilon[i], 0, 1));
     draw(noisy, x);
@@ -325,17 +338,20 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
   const row = part("sample", ".row"), mus = unpack(PAGE.vae.mu), logvars = unpack(PAGE.vae.logvar), kl = unpack(PAGE.vae.kl);
   const size = kl.length, used = [...kl.keys()].filter(i => kl[i] > 0.05).sort((a, b) => kl[b] - kl[a]);
   const original = picture(row, "test digit", 112), changed = picture(row, "decoded from your code", 112);
-  const controls = element(row, "div"), many = element(row, "div", {class: "strip"});
+  const controls = element(row, "div"), many = element(row, "div", {class: "strip six"});
   const samples = Array.from({length: 12}, () => picture(many, "", 64, "a sample"));
+  element(many, "div", {class: "soft"}, "twelve draws from the cloud");
   let chosen = 14, z = new Float32Array(size), factor = 1;
-  const select = strip(part("sample", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `digit ${y}`), choose);
+  const select = strip(part("sample", ".strip"), [...PAGE.labels.keys()].map(digit), names, choose);
   slider(controls, "variance ×", {min: 1, max: 20, step: 0.5, value: 1}, value => { factor = value; sample(); }, 1);
   button(controls, "again", sample);
-  const setters = used.map(i => slider(part("sample", ".sliders"), `z${i + 1} (${kl[i].toFixed(2)} nats)`,
+  const setters = used.map(i => slider(part("sample", ".sliders"), `z${i + 1} (KL ${kl[i].toFixed(2)})`,
                                        {min: -3, max: 3, step: 0.05, value: 0}, value => { z[i] = value; show(); }));
   const sigma = element(controls, "p", {class: "soft"});
   const show = () => draw(changed, forward.vae(z));
   function sample() {
+    sigma.textContent = "sigma: " + used.slice(0, 6).map(i =>
+      `${(Math.sqrt(factor) * Math.exp(0.5 * logvars[size * chosen + i])).toFixed(2)} of z${i + 1}`).join(", ") + " …";
     for (const canvas of samples) {
       const mu = mus.slice(size * chosen, size * (chosen + 1));
       draw(canvas, forward.vae(mu.map((m, i) => m + Math.exp(0.5 * logvars[size * chosen + i]) * Math.sqrt(factor) * normal())));
@@ -345,7 +361,6 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
     chosen = i;
     z = mus.slice(size * i, size * (i + 1));
     used.forEach((dimension, k) => setters[k](z[dimension]));
-    sigma.textContent = "sigma: " + used.slice(0, 6).map(d => Math.exp(0.5 * logvars[size * i + d]).toFixed(2)).join(", ") + " …";
     draw(original, digit(i));
     show();
     sample();
@@ -358,13 +373,13 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 
 {
   const row = part("ask", ".row"), kl = unpack(PAGE.cvae.kl), [first, second] = [...kl.keys()].sort((a, b) => kl[b] - kl[a]);
-  const left = element(row, "div"), pad = picture(left, `z${first + 1} across, z${second + 1} up`, 168,
+  const left = element(row, "div"), pad = picture(left, `z${first + 1} across, z${second + 1} up: drag`, 168,
                                                   "two numbers of the code. Arrow keys move the point");
-  const images = element(row, "div", {class: "strip"});
+  const images = element(row, "div", {class: "strip five"});
   const all = Array.from({length: 10}, (_, y) => picture(images, String(y), 84, `the digit ${y}`));
   let z = normals(kl.length);
   button(left, "another handwriting", () => { z = normals(kl.length); show(); });
-  pointer(pad, (u, v) => { z[first] = 6 * u - 3; z[second] = 3 - 6 * v; show(); });
+  const set = pointer(pad, (u, v) => { z[first] = 6 * u - 3; z[second] = 3 - 6 * v; show(); });
   function show() {
     pad.width = pad.height = 336;
     const context = pad.getContext("2d"), x = 56 * (z[first] + 3), y = 56 * (3 - z[second]);
@@ -373,6 +388,7 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
     context.strokeRect(0, 168, 336, 0);
     context.fillStyle = "#e69f00";
     context.fillRect(x - 8, y - 8, 16, 16);
+    set(x / 336, y / 336);
     all.forEach((canvas, y) => draw(canvas, forward.cvae(Float32Array.from({length: z.length + 10}, (_, i) =>
       i < z.length ? z[i] : Number(i - z.length === y)))));
   }
@@ -384,13 +400,14 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 {
   const row = part("complete", ".row"), size = PAGE.networks.cvae_structured.input.shape[1] - 196;
   const given = i => Math.floor(i / 28) >= 14 && i % 28 < 14, visible = [...Array(784).keys()].filter(given);
-  const own = sketch(row, "the visible quarter, to draw on", () => update(), given);
-  const one = picture(row, "BaselineNN", 112), controls = element(row, "div"), many = element(row, "div", {class: "strip"});
+  const own = sketch(row, "the visible quarter, to draw on", () => { select(-1); update(); }, given);
+  const one = picture(row, "BaselineNN", 112), controls = element(row, "div"), many = element(row, "div", {class: "strip five"});
   const samples = Array.from({length: 10}, () => picture(many, "", 84, "a completion"));
-  const select = strip(part("complete", ".strip"), [...PAGE.labels.keys()].map(digit), PAGE.labels.map(y => `a quarter of a ${y}`),
+  element(many, "div", {class: "soft"}, "CVAE: ten answers");
+  const select = strip(part("complete", ".strip"), [...PAGE.labels.keys()].map(digit), names,
                        i => give(digit(i)));
   button(controls, "again", () => update());
-  button(controls, "clear", () => give(new Float32Array(784)));
+  button(controls, "clear", () => { give(new Float32Array(784)); select(-1); });
   function give(x) {
     own.set(x);
     update();
@@ -410,19 +427,28 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
 {
   const row = part("words", ".row"), {photographs, index, written, colors, codebook} = PAGE.vqvae, codes = unpack(codebook);
   const hues = unpack(colors), k = hues.length / 3, d = codes.length / k, color = code => [0, 1, 2].map(c => hues[3 * code + c]);
-  const across = 32, down = Math.ceil(k / across), order = [...Array(k).keys()], by = f => (a, b) => f(a) - f(b);
+  const across = window.innerWidth < 500 ? 16 : 32, down = Math.ceil(k / across), order = [...Array(k).keys()], by = f => (a, b) => f(a) - f(b);
   const hue = ([r, g, b]) => Math.atan2(Math.sqrt(3) * (g - b), 2 * r - g - b);
   order.sort(by(code => sum(color(code))));  // the palette: dark words in the upper rows, and each row by its hues
   for (let i = 0; i < k; i += across) order.splice(i, across, ...order.slice(i, i + across).sort(by(code => hue(color(code)))));
   const decode = words => forward.vqvae(Float32Array.from({length: 64 * d}, (_, i) =>
     codes[d * words[i % 64] + Math.floor(i / 64)])).map(value => value + 0.5);
   const pixels = unpack(photographs), photograph = i => pixels.slice(3072 * i, 3072 * (i + 1));
-  const canvas = picture(row, "choose a cell", 288, "the picture, 8 by 8 cells. Arrow keys choose a cell");
-  const palette = picture(row, `the ${k} words, by brightness and hue: put one into the cell`, 320,
+  const canvas = picture(row, "choose a cell", 288, "the picture, 8 by 8 cells. Arrow keys choose a cell, Enter leads to the palette");
+  const palette = picture(row, `the ${k} words, by brightness and hue: orange is in the cell, white is aimed at`, 320,
                           "the palette of words. Arrow keys choose a word, Enter puts it into the cell");
-  const original = picture(row, "as it was", 112), controls = element(row, "div");
+  const photo = picture(row, "the photograph", 112), original = picture(row, "before your changes", 112), controls = element(row, "div");
   let words = [], before = [], cell = 27, aimed = 0;
-  const choose = list => i => { before = list[i]; words = [...before]; draw(original, decode(before)); show(); };
+  const choose = list => i => {
+    before = list[i];
+    words = [...before];
+    photo.parentNode.style.display = list === index ? "" : "none";  // the prior has no photograph
+    if (list === index) draw(photo, photograph(i));
+    draw(original, decode(before));
+    aim(cell);
+    show();
+  };
+  const aim = place => { cell = place; aimed = order.indexOf(words[cell]); };
   const select = strip(part("words", ".strip"), index.map((_, i) => photograph(i)), index.map((_, i) => `photograph ${i + 1}`),
                        choose(index));
   strip(part("words", ".strip", 1), written.map(decode), written.map((_, i) => `written image ${i + 1}`), choose(written));
@@ -445,19 +471,19 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
       paint.fillStyle = `rgb(${color(code).map(c => 255 * c)})`;
       paint.fillRect(20 * (i % across), 20 * Math.floor(i / across), 20, 20);
     });
-    paint.lineWidth = 3;
-    for (const [i, style] of [[order.indexOf(words[cell]), "#e69f00"], [aimed, "#fff"]]) {
-      paint.strokeStyle = style;
-      paint.strokeRect(20 * (i % across) + 1.5, 20 * Math.floor(i / across) + 1.5, 17, 17);
-    }
+    for (const [i, style] of [[aimed, "#fff"], [order.indexOf(words[cell]), "#e69f00"]])
+      for (const [ink, width] of [["#000", 6], [style, 3]]) {
+        [paint.strokeStyle, paint.lineWidth] = [ink, width];
+        paint.strokeRect(20 * (i % across) + 2, 20 * Math.floor(i / across) + 2, 16, 16);
+      }
     text.textContent = `row ${Math.floor(cell / 8) + 1}, column ${cell % 8 + 1}: word ${words[cell]}`;
   }
   const put = () => { words[cell] = order[aimed]; show(); };
   const keys = (target, columns, n, get, set, enter) => target.addEventListener("keydown", event => {
-    const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
-    if (step) set(clamp(get() + step, 0, n - 1));
-    else if (event.key === "Enter") enter();
-    else return;
+    const [right, down] = STEPS[event.key] || [0, 0], next = get() + right + columns * down;
+    if (event.key === "Enter") enter();
+    else if (!right && !down) return;
+    else if (next >= 0 && next < n) set(next);
     event.preventDefault();
     show();
   });
@@ -467,9 +493,10 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
       + clamp(Math.floor(columns * (event.clientX - box.left) / box.width), 0, columns - 1);
   };
   canvas.tabIndex = palette.tabIndex = 0;
-  canvas.addEventListener("pointerdown", event => { cell = place(canvas, event, 8, 8); show(); });
-  palette.addEventListener("pointerdown", event => { aimed = Math.min(place(palette, event, across, down), k - 1); put(); });
-  keys(canvas, 8, 64, () => cell, value => { cell = value; }, () => palette.focus());
+  for (const target of [canvas, palette]) target.setAttribute("role", "application");
+  canvas.addEventListener("click", event => { aim(place(canvas, event, 8, 8)); show(); });
+  palette.addEventListener("click", event => { aimed = Math.min(place(palette, event, across, down), k - 1); put(); });
+  keys(canvas, 8, 64, () => cell, aim, () => palette.focus());
   keys(palette, across, k, () => aimed, value => { aimed = value; }, put);
   select(0);
   choose(index)(0);

@@ -61,6 +61,7 @@ def layers(sequential):
             convolution["weight"] = convolution["weight"] * scale.reshape(shape)
             convolution["bias"] = layer.bias + (convolution["bias"] - layer.running_mean) * scale
         elif isinstance(layer, vqvae.ResidualStack):
+            assert not layer.relu_skip
             found.append({"kind": kind, "layers": [layers(inner) for inner in layer.layers]})
         elif isinstance(layer, nn.LeakyReLU):
             found.append({"kind": kind, "slope": layer.negative_slope})
