@@ -452,6 +452,8 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
   const select = strip(part("words", ".strip"), index.map((_, i) => photograph(i)), index.map((_, i) => `photograph ${i + 1}`),
                        choose(index));
   strip(part("words", ".strip", 1), written.map(decode), written.map((_, i) => `written image ${i + 1}`), choose(written));
+  const numbers = element(element(controls, "label", {}, "show the words' numbers "), "input", {type: "checkbox"});
+  numbers.addEventListener("change", () => show());
   button(controls, "undo all", () => { words = [...before]; show(); });
   const text = element(controls, "p", {class: "soft", "aria-live": "polite"});
 
@@ -461,8 +463,14 @@ const part = (id, kind, i = 0) => document.getElementById(id).querySelectorAll(k
     canvas.width = canvas.height = 576;
     context.imageSmoothingEnabled = false;
     context.drawImage(small, 0, 0, 576, 576);
-    context.lineWidth = 4;
-    context.strokeStyle = "#e69f00";
+    [context.font, context.textAlign, context.fillStyle] = ["24px sans-serif", "center", "#fff"];
+    [context.strokeStyle, context.lineWidth, context.lineJoin] = ["#000", 5, "round"];
+    if (numbers.checked) words.forEach((word, i) => {
+      const place = [72 * (i % 8) + 36, 72 * Math.floor(i / 8) + 45];
+      context.strokeText(word, ...place);
+      context.fillText(word, ...place);
+    });
+    [context.strokeStyle, context.lineWidth] = ["#e69f00", 4];
     context.strokeRect(72 * (cell % 8) + 2, 72 * Math.floor(cell / 8) + 2, 68, 68);
     const paint = palette.getContext("2d");
     palette.width = 640;
