@@ -217,11 +217,11 @@ def more_numbers_of_the_vqvae():
     values are whole numbers from 0 to 255."""
     runs = read_runs("vqvae")
     for run, entry in runs.items():
-        for metrics in entry["seeds"].values():
+        for metrics in filter(lambda metrics: "history" in metrics, entry["seeds"].values()):
             history = metrics["history"]
             points = [(update, math.log2(norm[1])) for update, norm in zip(history["update"], history["test_z_norm"])
                       if update <= 2000]
-            if len(points) > 2:
+            if run.startswith("lambda-0") and len(points) > 2:
                 metrics["doubling_updates"] = float(f"{1 / np.polyfit(*np.transpose(points), 1)[0]:.6g}")
             if "prior" in metrics and "data_variance" in metrics:
                 codes = 64 * metrics["prior"]["test_bits_per_code"] / 3072
