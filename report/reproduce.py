@@ -61,6 +61,7 @@ RUNS = [
     ("vqvae", "short-no-revive", "--alone --n-updates 2000 --no-revive", 3),
     ("vqvae", "short-codebook-loss", "--alone --n-updates 2000 --codebook-loss", 3),
     ("vqvae", "short-codebook-loss-lambda-0", "--alone --n-updates 2000 --codebook-loss --commitment-cost 0", 3),
+    ("vqvae", "short-codebook-size-64", "--alone --n-updates 2000 --codebook-size 64", 3),
     *[("vqvae", f"short-{flag.replace('num-', '')}-{value}", f"--alone --n-updates 2000 --{flag} {value}", 3)
       for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)),
                            ("num-residual-layers", (1, 4)))
