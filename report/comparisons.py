@@ -119,7 +119,7 @@ def binarized_nll():
             torch.manual_seed(0)
             nll = vae.importance_weighted_nll(load("vae", "binarized", seed, vae.myVAE), x_test, 5000)
             metrics["test_nll_5000_nats"] = round(nll, 4)
-    write_runs("vae", runs)
+            write_runs("vae", runs)  # a seed takes minutes
 
 
 @torch.no_grad()
