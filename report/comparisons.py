@@ -189,15 +189,22 @@ def plot_runs(runs, panels=tuple(PANELS), until=math.inf):
 
 
 def recipes():
-    """The test error of two recipes against the images seen, and against the time of the run."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
-    for run, batch_size, label, color, style in (("main", 32, "ours", common.BLUE, "-"),
-                                                 ("notebook", 256, "the notebook's", common.RED, "--")):
-        history = histories(run)[0]
-        for axis, x in zip(axes, (np.array(history["update"]) * batch_size, history["update"])):
-            axis.plot(x, history["test_reconstruction"], style, color=color, label=label)
+    """The test error of four recipes against the images seen, and against the updates."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
+    for run, batch_size, label, color, style in (
+            ("main", 32, "ours", common.BLUE, "-"),
+            ("small-notebook-revive", 32, "the notebook's, codes from data and revived, batches of 32", common.GREEN, "-."),
+            ("small-notebook", 32, "the notebook's, batches of 32", common.ORANGE, ":"),
+            ("notebook", 256, "the notebook's, batches of 256", common.RED, "--")):
+        for i, history in enumerate(histories(run)):
+            for axis, x in zip(axes, (np.array(history["update"]) * batch_size, history["update"])):
+                axis.plot(x, history["test_reconstruction"], style, color=color, linewidth=1.6 if i == 0 else 0.8,
+                          label=label if i == 0 else None)
     axes[0].set(xlabel="images seen", ylabel="MSE / variance, test", xscale="log", yscale="log")
     axes[1].set(xlabel="updates", xscale="log")
+    for axis in axes:
+        axis.set_yticks((0.06, 0.1, 0.2, 0.5, 1), (0.06, 0.1, 0.2, 0.5, 1))
+        axis.set_yticks((), minor=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
