@@ -222,16 +222,19 @@ def codebooks(run, run_without):
 
 def more_numbers_of_the_vqvae():
     """How fast z grows: the slope of log2 of its median norm over all entries up to update 2,000, as updates for a
-    doubling. Bits per dimension: the prior's bits for the codes, and a Gaussian of variance MSE for the pixels, whose
-    values are whole numbers from 0 to 255."""
+    doubling. How long it is at the end: that norm times sqrt(lambda). Bits per dimension: the prior's bits for the codes,
+    and a Gaussian of variance MSE for the pixels, whose values are whole numbers from 0 to 255."""
     runs = read_runs("vqvae")
     for run, entry in runs.items():
         for metrics in filter(lambda metrics: "history" in metrics, entry["seeds"].values()):
             history = metrics["history"]
             points = [(update, math.log2(norm[1])) for update, norm in zip(history["update"], history["test_z_norm"])
                       if update <= 2000]
-            if run.startswith("lambda-0") and len(points) > 2:
+            if f"{run}-".startswith("lambda-0-"):
                 metrics["doubling_updates"] = float(f"{1 / np.polyfit(*np.transpose(points), 1)[0]:.6g}")
+            if run in ("main", "lambda-0.05", "lambda-1", "lambda-2"):
+                norm = history["test_z_norm"][-1][1] * metrics["settings"]["commitment_cost"] ** 0.5
+                metrics["norm_sqrt_lambda"] = float(f"{norm:.6g}")
             if "prior" in metrics and "data_variance" in metrics:
                 codes = 64 * metrics["prior"]["test_bits_per_code"] / 3072
                 mse = 255**2 * metrics["test_reconstruction"] * metrics["data_variance"]
