@@ -175,7 +175,7 @@ def plot_runs(runs, panels=tuple(PANELS), until=math.inf):
                     values = values[:, 1]
                 axis.plot(updates, values, style, color=color, linewidth=1.6 if i == 0 else 0.8,
                           label=label if i == 0 else None)
-                if color == common.RED and key == "test_z_norm":  # which seed it is
+                if "lambda-0" in run and key == "test_z_norm":  # which seed it is
                     axis.annotate(str(i), (updates[-1], values[-1]), (4, 0),
                                   textcoords="offset points", va="center", fontsize=8, color=color)
                 axis.set(ylabel=PANELS[key],
