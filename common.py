@@ -51,11 +51,12 @@ class DataError(SystemExit):
 def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file. Where
-        they are not, torchvision downloads them.
+    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file. If
+        none of them is there, torchvision downloads them.
     validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
         on these: whoever looks at the test set to choose has no test set left.
-    Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test.
+    Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test;
+        with validation 50,000 and 10,000.
     Raises DataError if a file is damaged, or missing and not to be downloaded.
     """
     def read(name, header, *shape):  # after a header of 16 or 8 bytes, each number is one byte
@@ -87,7 +88,7 @@ def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
     data_dir None means data/ beside this file.
     validation: hold out the last tenth of the training images and return it in place of the test set.
     Returns x_train (50000 or 5000, 3, 32, 32) float32 in [0, 1], x_test (10000 or 1000, 3, 32, 32), and the source:
-        "CIFAR-10" or "CIFAR-10 sample".
+        "CIFAR-10" or "CIFAR-10 sample". With validation 45000 or 4500, and 5000 or 500.
     Raises DataError if a file is damaged, or there is none and no download.
     """
     data_dir = Path(data_dir or DATA_DIR)

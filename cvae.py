@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""Conditional VAE: say which digit, and get it, in any handwriting. Results: report.md#4-conditional-vae-cvaepy
+"""Conditional VAE: say which digit, and get it, in many handwritings. Results: report.md#4-conditional-vae-cvaepy
 
 The model of vae.py, but encoder and decoder also see the label y, as a one-hot vector c. The decoder no longer needs z
 to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest: slant, width,
@@ -106,7 +106,7 @@ class myVAE(nn.Module):
 
 
 def one_hot(y, n_classes=N_CLASSES):
-    """Labels y (N,), whole numbers below n_classes -> (N, n_classes) float, a 1 in the label's column, 0 elsewhere"""
+    """Labels y (...), whole numbers below n_classes -> (..., n_classes) float, a 1 at the label's place, 0 elsewhere"""
     return F.one_hot(y, n_classes).float()
 
 
@@ -172,28 +172,27 @@ def importance_weighted_nll(model, x, y, n_samples):
     """Estimates -log p(x|c) in nats per image, the mean over x (n, 1, H, W) with labels y (n,), as vae.py does, with
     the condition in encoder and decoder (Burda et al., arXiv:1509.00519, eq. 8).
 
-        log p(x|c)  ~  log 1/K sum over k of  p(x|z_k,c) p(z_k) / q(z_k|x,c),     z_1 ... z_K ~ q(z|x,c)
+        log p(x|c)  ~  log 1/M sum over m of  p(x|z_m,c) p(z_m) / q(z_m|x,c),     z_1 ... z_M ~ q(z|x,c)
     """
     model.eval()
     total, size = 0.0, max(1, 5000 // n_samples)
     for batch, labels in zip(x.split(size), y.split(size)):
         c = condition(model, labels)  # (n, C)
         mu, logvar = model.encode(batch, c)  # (n, Z)
-        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (K, n, Z)
+        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (M, n, Z)
         z = mu + torch.exp(0.5 * logvar) * epsilon
-        x_hat = model.decode(z.flatten(0, 1), None if c is None else c.repeat(n_samples, 1))  # (K * n, 1, H, W)
-        log_p_x = log_bernoulli(x_hat.reshape(n_samples, len(batch), -1), batch.flatten(1))  # (K, n)
-        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # log p(z) - log q(z|x,c), (K, n)
+        x_hat = model.decode(z.flatten(0, 1), None if c is None else c.repeat(n_samples, 1))  # (M * n, 1, H, W)
+        log_p_x = log_bernoulli(x_hat.reshape(n_samples, len(batch), -1), batch.flatten(1))  # (M, n)
+        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # log p(z) - log q(z|x,c), (M, n)
         total += float((math.log(n_samples) - torch.logsumexp(log_p_x + log_ratio, dim=0)).sum())
     return total / len(x)
 
 
 def log_bernoulli(x_hat, x):
-    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, H*W), x (n, H*W) -> (K, n). As in
-    vae.py: products with x, several times as fast as F.binary_cross_entropy, whose bound for its logs, -100, is kept.
-    """
+    """log p(x|z) = -BCE(x_hat, x) of M samples for each of n images: x_hat (M, n, H*W), x (n, H*W) -> (M, n). As in
+    vae.py: products with x, several times as fast as F.binary_cross_entropy, with logs clamped at -100 as there."""
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
-    return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
+    return torch.einsum("mnp,np->mn", log_white, x) + torch.einsum("mnp,np->mn", log_black, 1 - x)
 
 
 def train_judge(x_train, y_train):
@@ -274,7 +273,6 @@ def make_figures(model, history, x_test, y_test):
         return figures
     labels = torch.arange(N_CLASSES, device=device)
 
-    # Each row is one z from the prior, decoded under all ten labels.
     z = torch.randn(8, model.latent_dim, device=device).repeat_interleave(N_CLASSES, dim=0)  # (80, Z)
     figures["digits"] = common.plot_images(model.decode(z, one_hot(labels.repeat(8))).reshape(8, 10, 1, 28, 28),
                                            [f"$z^{{({i + 1})}}$" for i in range(8)], labels.tolist(), width=7)

@@ -228,9 +228,9 @@ def measure(model, baseline, x, places, n_samples):
     """The negative conditional log-likelihood -log p(u|c) of the unseen pixels u, in nats per image, and the variety
     and the error of the samples; all means over x (n, 1, H, W).
 
-    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c),  z_k from the prior. What the paper
+    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c),  z_m from the prior. What the paper
         reports. It needs samples near u, and with few of them it is far too pessimistic.
-    importance_nll_nats:   log p(u|c)  ~  log 1/K sum over k of  p(u|z_k,c) p(z_k) / q(z_k|x,c),  z_k ~ q(z|x,c). The
+    importance_nll_nats:   log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c) p(z_m) / q(z_m|x,c),  z_m ~ q(z|x,c). The
         same integral, with z drawn from the encoder, which sees u, and each draw reweighted. Both are, on average,
         bounds from above.
     sample_std:            a pixel's standard deviation over the samples from the prior, averaged over unseen pixels.
@@ -249,18 +249,18 @@ def measure(model, baseline, x, places, n_samples):
         c, unseen = take(batch, visible_at), take(batch, unseen_at)  # (n, C), (n, H*W - C)
         mu, logvar = model.encode(batch, c)  # (n, Z)
 
-        def answers(z):  # z (K, n, Z) -> u_hat (K, n, H*W - C)
+        def answers(z):  # z (M, n, Z) -> u_hat (M, n, H*W - C)
             x_hat = model.decode(z.flatten(0, 1), c.repeat(n_samples, 1))
             return take(x_hat, unseen_at).reshape(n_samples, *unseen.shape)
 
         epsilon = torch.randn(n_samples, *mu.shape, device=x.device)
         z, (m, log_s2) = mu + torch.exp(0.5 * logvar) * epsilon, prior(model, c)
-        # log p(z) - log q(z|x,c): the 2 pi cancel, (K, n)
+        # log p(z) - log q(z|x,c): the 2 pi cancel, (M, n)
         log_ratio = 0.5 * (epsilon**2 + logvar - ((z - m) * torch.exp(-0.5 * log_s2)) ** 2 - log_s2).sum(-1)
         log_importance = torch.logsumexp(log_bernoulli(answers(z), unseen) + log_ratio, dim=0)  # (n,)
         u_hat = answers(m + torch.exp(0.5 * log_s2) * epsilon)
         log_monte_carlo = torch.logsumexp(log_bernoulli(u_hat, unseen), dim=0)  # (n,)
-        errors = ((u_hat - unseen) ** 2).mean(-1)  # (K, n)
+        errors = ((u_hat - unseen) ** 2).mean(-1)  # (M, n)
         totals["monte_carlo_nll_nats"] += float((math.log(n_samples) - log_monte_carlo).sum())
         totals["importance_nll_nats"] += float((math.log(n_samples) - log_importance).sum())
         totals["sample_std"] += float(u_hat.std(0).mean(-1).sum())
@@ -274,11 +274,10 @@ def measure(model, baseline, x, places, n_samples):
 
 
 def log_bernoulli(x_hat, x):
-    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, P), x (n, P) -> (K, n). As in
-    vae.py: products with x, several times as fast as F.binary_cross_entropy, whose bound for its logs, -100, is kept.
-    """
+    """log p(x|z) = -BCE(x_hat, x) of M samples for each of n images: x_hat (M, n, P), x (n, P) -> (M, n). As in
+    vae.py: products with x, several times as fast as F.binary_cross_entropy, with logs clamped at -100 as there."""
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
-    return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
+    return torch.einsum("mnp,np->mn", log_white, x) + torch.einsum("mnp,np->mn", log_black, 1 - x)
 
 
 # %% 4. Figures

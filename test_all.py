@@ -1081,6 +1081,8 @@ def test_links_of_the_pages_resolve():
                 file = page.parent / file if file else page
                 assert file.exists(), f"{page.name}: {target}"
                 assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{page.name}: {target}"
+    explore = (ROOT / "report" / "explore" / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'report\.md#([^"]+)"', explore)) <= anchors(ROOT / "report.md")
     for script, module in SCRIPTS.items():  # line 1 of each script links its section
         assert re.search(r"report\.md#(\S+)", module.__doc__.splitlines()[0])[1] in anchors(ROOT / "report.md"), script
 

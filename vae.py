@@ -111,7 +111,7 @@ class myVAE(nn.Module):
 def bce_floor(x):
     """The BCE in nats per image of a perfect reconstruction x_hat = x, the mean over x (n, 1, H, W).
 
-    BCE is the log-likelihood of a coin per pixel with probability x_hat. It is smallest at x_hat = x for grey x too,
+    BCE is minus the log-likelihood of a coin per pixel with probability x_hat. It is smallest at x_hat = x for grey x too,
     but there it is not 0: x = 0.5 costs log 2 nats even if x_hat is perfect. No model gets below this sum.
     """
     return float(F.binary_cross_entropy(x, x, reduction="sum")) / len(x)
@@ -126,8 +126,8 @@ def train(model, x_train, x_test, args):
     `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
     n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # The second beta, 0.99, averages squared gradients over 100 updates. PyTorch's default of 0.999, over 1,000,
-    # gave 1 to 2 nats more with batches of 128. fused: one pass over the weights instead of a dozen.
+    # OneCycleLR sets the first beta. The second, 0.99, averages squared gradients over 100 updates. PyTorch's default of
+    # 0.999, over 1,000, gave 1 to 2 nats more with batches of 128. fused: one pass over the weights, not a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
@@ -179,32 +179,32 @@ def evaluate(model, x):
 def importance_weighted_nll(model, x, n_samples):
     """Estimates -log p(x) in nats per image, the mean over x (n, 1, H, W) (Burda et al., arXiv:1509.00519, eq. 8).
 
-        log p(x)  ~  log 1/K sum over k of  p(x|z_k) p(z_k) / q(z_k|x),     z_1 ... z_K ~ q(z|x)
+        log p(x)  ~  log 1/M sum over m of  p(x|z_m) p(z_m) / q(z_m|x),     z_1 ... z_M ~ q(z|x)
 
-    With K = 1 that is an estimate of the ELBO; more samples bring it closer to log p(x), on average always from below.
+    With M = 1 that is an estimate of the ELBO; more samples bring it closer to log p(x), on average always from below.
     The weights are as small as e^-100, at the edge of float32, so everything stays in logs until `logsumexp`.
     """
     model.eval()
     total = 0.0
     for batch in x.split(max(1, 5000 // n_samples)):
         mu, logvar = model.encode(batch)  # (n, Z)
-        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (K, n, Z)
+        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (M, n, Z)
         z = mu + torch.exp(0.5 * logvar) * epsilon
-        x_hat = model.decode(z.flatten(0, 1)).reshape(n_samples, len(batch), -1)  # (K, n, H*W)
-        log_p_x = log_bernoulli(x_hat, batch.flatten(1))  # (K, n)
+        x_hat = model.decode(z.flatten(0, 1)).reshape(n_samples, len(batch), -1)  # (M, n, H*W)
+        log_p_x = log_bernoulli(x_hat, batch.flatten(1))  # (M, n)
         # log p(z) - log q(z|x), both Gaussian: their constants (2 pi) cancel.
-        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # (K, n)
+        log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # (M, n)
         total += float((math.log(n_samples) - torch.logsumexp(log_p_x + log_ratio, dim=0)).sum())
     return total / len(x)
 
 
 def log_bernoulli(x_hat, x):
-    """log p(x|z) = -BCE(x_hat, x) of K samples for each of n images: x_hat (K, n, H*W), x (n, H*W) -> (K, n).
+    """log p(x|z) = -BCE(x_hat, x) of M samples for each of n images: x_hat (M, n, H*W), x (n, H*W) -> (M, n).
 
-    There are nearly a billion pixels to sum over, so the sums are products with x, several times as fast as
-    F.binary_cross_entropy, whose bound for its logs, -100, is kept."""
+    The sums over nearly a billion pixels are products with x, which is several times as fast as
+    F.binary_cross_entropy. Logs are clamped at -100, as there."""
     log_white, log_black = x_hat.log().clamp(min=-100), (1 - x_hat).log().clamp(min=-100)
-    return torch.einsum("knp,np->kn", log_white, x) + torch.einsum("knp,np->kn", log_black, 1 - x)
+    return torch.einsum("mnp,np->mn", log_white, x) + torch.einsum("mnp,np->mn", log_black, 1 - x)
 
 
 # %% 4. Figures
@@ -280,7 +280,7 @@ parser.add_argument("--hidden-dim", type=int, default=512, help="width of the hi
 parser.add_argument("--latent-dim", type=int, default=16, help="size of the latent vector, Z")
 # 1 is the ELBO; 0 leaves a plain autoencoder (Higgins et al., beta-VAE, ICLR 2017).
 parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL in training")
-# The data set of Burda et al. and of most papers since: only between black and white pixels is BCE a log-likelihood.
+# The data set of Burda et al. and of most papers since: only for black and white pixels is -BCE a log-likelihood.
 parser.add_argument("--binarize", action="store_true", help="draw each pixel black or white, grey is its probability")
 parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
