@@ -52,7 +52,7 @@ def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file. If
-        none of them is there, torchvision downloads them.
+        one is missing, torchvision downloads it.
     validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
         on these: whoever looks at the test set to choose has no test set left.
     Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test;
@@ -66,11 +66,11 @@ def load_mnist(data_dir=None, device="cpu", validation=False):
                 numbers = np.frombuffer(unzipped.read(), np.uint8, offset=header).reshape(-1, *shape)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-            raise DataError(f"error: {file} is {what}: check --data-dir, or restore data/ with git checkout") from None
+            raise DataError(f"error: {file} is {what}: check --data-dir or the network, or restore data/") from None
         return torch.from_numpy(numbers.copy()).to(device)
 
     data_dir = Path(data_dir or DATA_DIR)
-    if not any(data_dir.glob("MNIST/raw/*.gz")):
+    if len(list(data_dir.glob("MNIST/raw/*.gz"))) < 4:
         _download(torchvision.datasets.MNIST, data_dir)
     images = [read(f"{part}-images-idx3", 16, 1, 28, 28).float().div_(255) for part in ("train", "t10k")]
     labels = [read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k")]

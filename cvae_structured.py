@@ -231,8 +231,8 @@ def measure(model, baseline, x, places, n_samples):
     monte_carlo_nll_nats:  log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c),  z_m from the prior. What the paper
         reports. It needs samples near u, and with few of them it is far too pessimistic.
     importance_nll_nats:   log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c) p(z_m) / q(z_m|x,c),  z_m ~ q(z|x,c). The
-        same integral, with z drawn from the encoder, which sees u, and each draw reweighted. Both are, on average,
-        bounds from above.
+        same integral, with z drawn from the encoder, which sees u, and each draw reweighted. What is
+        returned, minus these, are upper bounds on -log p(u|c), on average.
     sample_std:            a pixel's standard deviation over the samples from the prior, averaged over unseen pixels.
     best_of_k_mse:         list over k: the lowest squared error per unseen pixel among the first k samples.
     mean_of_k_mse:         the same error of the mean of all samples, which is no sample.
@@ -369,7 +369,8 @@ def main(argv=None):
     places = [pixels.to(args.device) for pixels in split_pixels(args.quadrants)]
     baseline_config = {"hidden_dim": args.hidden_dim, "conditional_vec_dim": len(places[0])}
     config = {**baseline_config, "latent_dim": args.latent_dim}
-    # Prints the layers and their sizes. Its "Input size" multiplies the two inputs' sizes where it should add them.
+    # Prints the layers and their sizes, without a learned prior's. "Input size" multiplies the inputs' sizes where it
+    # should add them.
     torchsummary.summary(myVAE(**config), [(28 * 28,), (len(places[0]),)], device="cpu")
     torch.manual_seed(args.seed)
     model_class = LearnedPriorVAE if args.learned_prior else myVAE

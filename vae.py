@@ -111,8 +111,8 @@ class myVAE(nn.Module):
 def bce_floor(x):
     """The BCE in nats per image of a perfect reconstruction x_hat = x, the mean over x (n, 1, H, W).
 
-    BCE is minus the log-likelihood of a coin per pixel with probability x_hat. It is smallest at x_hat = x for grey x too,
-    but there it is not 0: x = 0.5 costs log 2 nats even if x_hat is perfect. No model gets below this sum.
+    BCE is minus the log-likelihood of a coin per pixel with probability x_hat. It is smallest at x_hat = x for grey x
+    too, but there it is not 0: x = 0.5 costs log 2 nats even if x_hat is perfect. No model gets below this sum.
     """
     return float(F.binary_cross_entropy(x, x, reduction="sum")) / len(x)
 
@@ -126,8 +126,8 @@ def train(model, x_train, x_test, args):
     `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
     n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # OneCycleLR sets the first beta. The second, 0.99, averages squared gradients over 100 updates. PyTorch's default of
-    # 0.999, over 1,000, gave 1 to 2 nats more with batches of 128. fused: one pass over the weights, not a dozen.
+    # OneCycleLR sets the first beta. The second, 0.99, averages squared gradients over 100 updates. PyTorch's default
+    # of 0.999, over 1,000, gave 1 to 2 nats more with batches of 128. fused: one pass over the weights, not a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.

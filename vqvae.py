@@ -80,7 +80,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, z, index):
-        """Moves each code to the running mean of the z that use it, and revives the dead ones. z (M, D), index (M,)
+        """Moves each code to the running mean of the z that use it (if ema), and revives the dead. z (M, D), index (M,)
 
             N_i <- decay N_i + (1 - decay) n_i      n_i of the batch's vectors use code i
             m_i <- decay m_i + (1 - decay) sum of these vectors,      e_i <- m_i / N_i
@@ -108,7 +108,7 @@ class VectorQuantizer(nn.Module):
         order = torch.randperm(len(z), device=z.device)
         chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D)
         self.codebook.copy_(torch.where(dead.unsqueeze(1), chosen, self.codebook))
-        # Just above the threshold: if no z uses it here either, it has another chance 19 updates later.
+        # Just above the threshold: if no z uses it here either, it has another chance 19 updates later (decay 0.99).
         self.ema_count.masked_fill_(dead, 0.48 * share)
         self.ema_sum.copy_(torch.where(dead.unsqueeze(1), 0.48 * share * chosen, self.ema_sum))
 
@@ -198,7 +198,7 @@ class VQVAE(nn.Module):
 
         reconstruction: mean squared error per pixel and channel over the variance of the training data. 1 is what the
             mean grey of all images gets, 0 is perfect.
-        commitment, codebook: ||z - e||^2 / D, the mean over the codes. They are the same number; they differ in who
+        commitment, codebook: the mean of (z - e)^2 over all numbers of z. They are the same number; they differ in who
             learns from it.
         """
         x_hat, z, e, _ = output
@@ -461,7 +461,7 @@ def make_figures(model, history, without, history_without, prior, codes_train, x
         figures["samples"] = common.plot_images(
             torch.cat([torch.cat([written, gap, drawn], dim=1), x_hat[:10].unsqueeze(0)]),
             [*[""] * 5, "codes of\ntest images"],
-            [*[""] * 3, "codes written by the prior", *[""] * 4, "      drawn one by one", ""])
+            [*[""] * 3, "codes written by the prior", *[""] * 4, "    drawn independently", ""])
     return figures
 
 
@@ -469,7 +469,7 @@ def make_figures(model, history, without, history_without, prior, codes_train, x
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# On held-out images 10,000 updates of 32 reached 0.0545 of the variance; 8,000 of 64 needed 1.5 to 1.8 times the time
+# On held-out images 10,000 updates of 32 reached 0.0546 of the variance; 8,000 of 64 needed 1.5 to 1.8 times the time
 # for 0.0539.
 parser.add_argument("--n-updates", type=int, default=10000, help="number of updates")
 parser.add_argument("--batch-size", type=int, default=32, help="images per update, N")
@@ -514,15 +514,17 @@ def main(argv=None):
     if args.reference:
         args = parser.parse_args(argv, argparse.Namespace(**NOTEBOOK))  # these count as defaults
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
-                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size)):
-        parser.error("--n-updates, --batch-size, --lr and all sizes must be positive")
+                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1,
+                                       args.compared_updates, args.stop_at or 1)):
+        parser.error("numbers of updates, --batch-size, --lr and sizes must be positive, --codebook-size above 1")
     args.out_dir = args.out_dir / ("smoke" if args.smoke else "") / "vqvae"  # a smoke run never touches a real one
     args.out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     if args.resume != any(args.out_dir.glob("checkpoint-*.pt")):
         parser.error(f"there is no checkpoint in {args.out_dir} to resume" if args.resume else
                      f"{args.out_dir} holds checkpoints of an unfinished run: --resume continues it; delete them to "
                      "start anew")
-    x_train, x_test, dataset = common.load_cifar10(args.data_dir, args.device, args.validation, download=not args.smoke)
+    # An attribute of args, so that --resume refuses another data set.
+    x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation, not args.smoke)
     if args.smoke:
         x_train, x_test, args.n_updates = x_train[:512], x_test[:256], min(args.n_updates, 3)
     # Convolutions are fastest with the channels last in memory. On Apple's GPUs that has led to errors
@@ -548,7 +550,7 @@ def main(argv=None):
     trained = evaluate(model, x_train)
     metrics = {
         "settings": vars(args),
-        "dataset": dataset,
+        "dataset": args.dataset,
         "n_parameters": count_parameters(model),
         "multiply_adds": multiply_adds(model),
         "seconds": history["seconds"][-1],
