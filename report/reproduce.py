@@ -48,6 +48,7 @@ RUNS = [
     # The notebook's recipe, with and without the commitment loss.
     ("vqvae", "notebook", "--reference --alone", 1),
     ("vqvae", "notebook-lambda-0", "--reference --alone --commitment-cost 0", 1),
+    ("vqvae", "notebook-lambda-0-stopped", "--reference --alone --commitment-cost 0 --stop-at 5000", 3),
     # What makes it cheap? Its recipe in ours' small batches, then with a codebook from data; the rest is the schedule.
     ("vqvae", "small-notebook", "--reference --alone --n-updates 10000 --batch-size 32", 3),
     ("vqvae", "small-notebook-revive", "--alone --lr 1e-3 --constant-lr --relu-skip", 3),
