@@ -32,9 +32,10 @@ def column(script, run, key):
     return np.array([seeds[seed][key] for seed in sorted(seeds, key=int)])
 
 
-def histories(run):
-    seeds = read_runs("vqvae")[run]["seeds"]
-    return [seeds[seed]["history"] for seed in sorted(seeds, key=int) if "history" in seeds[seed]]
+def histories(runs):
+    """Of each seed. runs: one name in runs.json or several, with spaces between them."""
+    seeds = [item for run in runs.split() for item in sorted(read_runs("vqvae")[run]["seeds"].items())]
+    return [metrics["history"] for _, metrics in seeds]
 
 
 def load(script, run, seed, model_class, name="model"):
@@ -226,7 +227,7 @@ def more_numbers_of_the_vqvae():
     and a Gaussian of variance MSE for the pixels, whose values are whole numbers from 0 to 255."""
     runs = read_runs("vqvae")
     for run, entry in runs.items():
-        for metrics in filter(lambda metrics: "history" in metrics, entry["seeds"].values()):
+        for metrics in entry["seeds"].values():
             history = metrics["history"]
             points = [(update, math.log2(norm[1])) for update, norm in zip(history["update"], history["test_z_norm"])
                       if update <= 2000]
@@ -249,7 +250,7 @@ def decoder_active():
     """Which share of the numbers passes the decoder's first ReLU, for 1,000 test images. If it is 0, so is every
     gradient of the reconstruction error before that ReLU: the ResidualStack adds nothing to what is 0 or below."""
     runs, x_test = read_runs("vqvae"), common.load_cifar10()[1][:1000]
-    for run in ("main", "lambda-0", "notebook", "notebook-lambda-0"):
+    for run in ("main", "lambda-0", "notebook", "notebook-lambda-0", "notebook-lambda-0-stopped"):
         for seed, metrics in runs[run]["seeds"].items():
             if (WEIGHTS / f"vqvae:{run}:{seed}").exists() and "decoder_active" not in metrics:
                 model = load("vqvae", run, seed, vqvae.VQVAE)
@@ -316,7 +317,8 @@ FIGURES = {
                                           ("train_reconstruction", "test_z_norm")),
     "vqvae/commitment_all": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"}),
     "vqvae/codebook": lambda: codebooks("main", "lambda-0"),
-    "vqvae/notebook_loss": lambda: plot_runs({r"$\lambda$ = 0.25": "notebook", r"$\lambda$ = 0": "notebook-lambda-0"},
+    "vqvae/notebook_loss": lambda: plot_runs({r"$\lambda$ = 0.25": "notebook",
+                                              r"$\lambda$ = 0": "notebook-lambda-0 notebook-lambda-0-stopped"},
                                              ("train_reconstruction", "test_z_norm")),
     "vqvae/notebook_codebook": lambda: codebooks("notebook", "notebook-lambda-0"),
     "vqvae/start": lambda: plot_runs({"codes from data, revived": "short", "codes from N(0, I)": "short-no-revive"}),
