@@ -8,9 +8,9 @@ A number is followed by a marker, a comment that a reader does not see:
     0.5<!--vqvae:2:no_commitment/test_loss-->    the run with --seed 2
     5.2 ± 0.5<!--cvae:seeds:no-label/test_loss minus main/test_loss-->       the difference, paired by seeds
 
-The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a percentage. <!--code:vae.py:myVAE.decode:1-2-->
-stands before a block with the code below that function's docstring, all of it or those lines, and [`decode`](vae.py#L9)
-links to its line.
+The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
+percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
+of it or those lines, and [`decode`](vae.py#L9) links to its line.
 """
 
 import ast
