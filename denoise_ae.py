@@ -5,8 +5,8 @@
 """Denoising autoencoder: digits dug out of heavy noise. Results: report.md#2-denoising-autoencoder-denoise_aepy
 
 The input is corrupted, the target is clean. Copying would reproduce the noise, so the network has to learn what digits
-look like, and the noise, which looks like nothing, does not survive the bottleneck. New noise is drawn for every
-batch: the network never sees the same noisy image twice and cannot learn it by heart.
+look like. New noise is drawn for every batch: the network never sees the same noisy image twice and cannot learn it by
+heart.
 
     noisy = clip(x + 0.5 epsilon, 0, 1),   epsilon ~ N(0, I)
     L = 1 / (N H W)  sum over images and pixels of (x_hat - x)^2,     x_hat = decoder(encoder(noisy))

@@ -6,13 +6,13 @@
 
 The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by the nearest of the K vectors of a
 codebook, e, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers below K.
-Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`; || ||^2 is the mean over all
+Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`; MSE is the mean over all
 numbers):
 
-    L  =  ||x_hat - x||^2 / var(x)   +   lambda ||z - sg(e)||^2   +   gamma ||e - sg(z)||^2
-          reconstruction:                commitment: the encoder      codebook: the codes go to the encoder outputs.
-          encoder and decoder            stays near the codes,        gamma = 1 with --codebook-loss; by default 0, and
-                                         lambda = 0.25                the codes follow by a moving average instead
+    L  =  MSE(x_hat, x) / var(x)   +   lambda MSE(z, sg(e))         +   gamma MSE(e, sg(z))
+          reconstruction:              commitment: the encoder          codebook: the codes go to the encoder outputs.
+          encoder and decoder          stays near the codes,            gamma = 1 with --codebook-loss; by default 0,
+                                       lambda = 0.25                    and the codes follow by a moving average instead
 
 "The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, as if the
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
