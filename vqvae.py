@@ -409,7 +409,7 @@ def plot_codebooks(models, x):
             axis.plot(*((codes_left - codes.mean(0)) @ v[:2].T).T, "x", color=common.RED)
             axis.plot([], [], "x", color=common.RED, label="all codes from the left, to scale")
             axis.legend(loc="upper left")
-            axis.margins(y=0.12)
+            axis.margins(y=0.2)
         axis.set(title=title, xlabel=f"component 1, {share[0]:.0f} % of the variance",
                  ylabel=f"component 2, {share[1]:.0f} %")
         axis.ticklabel_format(scilimits=(-3, 3))
