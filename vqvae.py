@@ -18,8 +18,8 @@ numbers):
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
 which. The decoder turns the codes that it writes into new images.
 
-Run it:    python vqvae.py              the model, the start of the same without commitment, and the prior; half an
-                                        hour or more on a laptop
+Run it:    python vqvae.py              the model, the start of the same without commitment, and the prior; about
+                                        half an hour on a laptop
            python vqvae.py --alone      only the model
            python vqvae.py --smoke      every step in seconds, on a few hundred images
            python vqvae.py --reference  with the settings of github.com/zalandoresearch/pytorch-vq-vae: hours on a CPU
