@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""Autoencoder: squeeze each MNIST digit through two numbers and rebuild it. Results: report.md#1-autoencoder-aepy
+"""Autoencoder: squeeze each MNIST digit through two numbers and rebuild it.
 
 An encoder maps an image x to a short code z, a decoder maps z back to an image x_hat, and both are trained together
 to make x_hat equal x. Nothing tells the network what a digit is. But two numbers cannot hold 784 pixels, so the code
@@ -15,6 +15,7 @@ Run it:    python ae.py                    train on all of MNIST; minutes on a l
            python ae.py --smoke            every step in seconds, on a few hundred images
 Writes:    runs/ae/: metrics.json, model.pt, loss.png, reconstructions.png, and for a plane (--latent-dim 2, the
            default) latent_space.png and latent_space_images.png
+Report:    report.md#1-autoencoder-aepy
 Papers:    Hinton and Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks, Science 313, 2006.
            Baldi and Hornik, Neural Networks and Principal Component Analysis, Neural Networks 2, 1989 (a linear
            autoencoder is PCA: that is why PCA is the yardstick here).
@@ -45,21 +46,21 @@ class Autoencoder(nn.Module):
 
     def __init__(self, input_shape=(1, 28, 28), hidden_dim=512, latent_dim=2):
         super().__init__()
-        n_pixels, h = math.prod(input_shape), hidden_dim
+        n_pixels = math.prod(input_shape)
         self.encoder = nn.Sequential(
             nn.Flatten(),  # (N, 1, H, W) -> (N, H*W)
-            nn.Linear(n_pixels, h), nn.LeakyReLU(),
-            nn.Linear(h, h // 2), nn.LeakyReLU(),
-            nn.Linear(h // 2, h // 4), nn.LeakyReLU(),
-            nn.Linear(h // 4, h // 8), nn.LeakyReLU(),
-            nn.Linear(h // 8, latent_dim))  # no activation: any point of the latent plane may be used
+            nn.Linear(n_pixels, hidden_dim), nn.LeakyReLU(),
+            nn.Linear(hidden_dim, hidden_dim // 2), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 2, hidden_dim // 4), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 4, hidden_dim // 8), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 8, latent_dim))  # no activation: any point of the latent plane may be used
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, h // 8), nn.LeakyReLU(),
-            nn.Linear(h // 8, h // 4), nn.LeakyReLU(),
-            nn.Linear(h // 4, h // 2), nn.LeakyReLU(),
-            nn.Linear(h // 2, h), nn.LeakyReLU(),
-            nn.Linear(h, h), nn.LeakyReLU(),
-            nn.Linear(h, n_pixels), nn.Unflatten(1, input_shape),
+            nn.Linear(latent_dim, hidden_dim // 8), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 8, hidden_dim // 4), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 4, hidden_dim // 2), nn.LeakyReLU(),
+            nn.Linear(hidden_dim // 2, hidden_dim), nn.LeakyReLU(),
+            nn.Linear(hidden_dim, hidden_dim), nn.LeakyReLU(),
+            nn.Linear(hidden_dim, n_pixels), nn.Unflatten(1, input_shape),
             nn.Sigmoid())  # keeps pixels between 0 and 1, as they are in the data
 
         # PyTorch's default weights shrink a signal to less than half in each layer. After eleven layers the untrained
@@ -87,18 +88,19 @@ def train(model, x_train, x_test, args):
     `train_loss` is the mean over an epoch's images, each as its batch came; `test_loss` is measured after the epoch.
     """
     n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # The second beta is explained in vae.py. fused: one pass over the weights instead of a dozen.
+    # OneCycleLR sets the first beta. The second, 0.99, averages squared gradients over 100 updates; PyTorch's default,
+    # 0.999, over 1,000, does worse in vae.py. fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
-    # A high rate explores, a low final rate settles. The schedule also moves Adam's first beta, against the rate: from
-    # 0.95 to 0.85 and back.
+    # A high rate explores, a low final rate settles. Adam's first beta moves against the rate: from 0.95 to 0.85 and
+    # back.
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
     history = {"train_loss": [], "test_loss": []}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
         total = 0
-        for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
+        for (x,) in common.minibatches(args.batch_size, x_train):  # a batch is a tuple, here of one: x (N, 1, H, W)
             x_hat = model(x)
             loss = criterion(x_hat, x)
             optimizer.zero_grad()
@@ -106,7 +108,8 @@ def train(model, x_train, x_test, args):
             optimizer.step()
             scheduler.step()
             total += loss.detach() * len(x)  # not .item(): that would make an accelerator wait at every update
-        train_loss, test_loss = float(total) / len(x_train), evaluate(model, x_test)
+        train_loss = float(total) / len(x_train)
+        test_loss = evaluate(model, x_test)
         if not math.isfinite(train_loss):
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         history["train_loss"].append(train_loss)
@@ -150,8 +153,7 @@ def make_figures(model, history, x_test, y_test):
     model.eval()
     figures = {"loss": common.plot_losses(history, {"loss": "MSE per pixel"})}
 
-    # Ten of each digit would hide the failures: these are simply the first twelve test images.
-    x = x_test[:12]
+    x = x_test[:12]  # simply the first twelve: no choice, no flattery
     figures["reconstructions"] = common.plot_images(torch.stack([x, model(x)]), ["original", "rebuilt"])
 
     z = model.encoder(x_test)  # (n, Z)
@@ -178,7 +180,7 @@ parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate o
 parser.add_argument("--hidden-dim", type=int, default=512, help="width of the outermost hidden layers, H_d")
 # Two can be drawn as a plane.
 parser.add_argument("--latent-dim", type=int, default=2, help="numbers that an image is squeezed into, Z")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/ae/")
@@ -191,15 +193,18 @@ parser.add_argument("--validation", action="store_true",
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
     the command line."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(common.flags(argv))
     if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.latent_dim))
             and args.hidden_dim >= 8):
         parser.error("--n-epochs, --batch-size, --lr and --latent-dim must be positive, --hidden-dim at least 8")
-    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "ae"  # a smoke run never touches a real one
-    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
+    out_dir = args.out_dir / "ae"
     if args.smoke:
-        x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
+        out_dir = args.out_dir / "smoke" / "ae"  # never touches a real run
+        x_train = x_train[:512]
+        x_test, y_test = x_test[:256], y_test[:256]
+        args.n_epochs = min(args.n_epochs, 2)
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
 
     config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim}
     torchsummary.summary(Autoencoder(**config), (1, 28, 28), device="cpu")  # prints the layers and their sizes
@@ -209,6 +214,10 @@ def main(argv=None):
     start = time.perf_counter()
     history = train(model, x_train, x_test, args)
     seconds = time.perf_counter() - start
+    for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
+        (out_dir / name).unlink(missing_ok=True)
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    model.to(args.device)
     metrics = {
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
@@ -220,7 +229,6 @@ def main(argv=None):
     }
     figures = make_figures(model, history, x_test, y_test)
 
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}/: model.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
@@ -230,4 +238,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model, metrics = main([] if common.IN_NOTEBOOK else None)
+    model, metrics = main()

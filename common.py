@@ -15,8 +15,10 @@ import contextlib
 import gzip
 import os
 import socket
+import struct
 import sys
 import tempfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -31,6 +33,8 @@ DATA_DIR = Path(__file__).with_name("data")  # what the repo embeds; works from 
 NETWORK_TIMEOUT = 20  # seconds of silence after which a download is given up
 DEVICE = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
 IN_NOTEBOOK = "ipykernel" in sys.modules  # there a figure that is still open at the end of a cell appears under it
+# What stands in sys.argv[0] where the flags behind it are a notebook kernel's own, and nothing that a user has typed.
+KERNELS = ("kernel_launcher.py", "ipykernel/__main__.py", "console/__main__.py", "pydevconsole.py")
 
 # Ten colours that stay apart for colour-blind readers too: those of Okabe and Ito, and two more. What is near in most
 # latent spaces (3, 5 and 8; 4, 7 and 9) is far apart in brightness. Digit d has DIGIT_COLORS[d] in every figure.
@@ -45,93 +49,126 @@ plt.rcParams.update({"savefig.dpi": 150, "font.size": 10, "axes.spines.top": Fal
 # %% Data
 
 class DataError(SystemExit):
-    """A data file is missing or damaged. Nobody needs to catch it: Python prints its one line and exits."""
+    """Something is wrong with the data. Nobody needs to catch it: Python prints its one line and exits."""
 
 
 def load_mnist(data_dir=None, device="cpu", validation=False):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-    data_dir: the folder that holds MNIST/raw/*.gz, the four official files; None means data/ beside this file. If
-        one is missing, torchvision downloads it.
+    data_dir: the folder that holds MNIST/raw/ with the four official files, as .gz or unpacked; None means data/ beside
+        this file. If one is missing, torchvision downloads it.
     validation: hold out the last 10,000 training images and return them in place of the test set. Settings are chosen
         on these: whoever looks at the test set to choose has no test set left.
     Returns x_train (60000, 1, 28, 28) float32 in [0, 1], y_train (60000,) int64, x_test (10000, 1, 28, 28), y_test;
         with validation 50,000 and 10,000.
-    Raises DataError if a file is damaged, or missing and not to be downloaded.
+    Raises DataError if a file is missing and not to be downloaded, or is not what it should be.
     """
-    def read(name, header, *shape):  # after a header of 16 or 8 bytes, each number is one byte
-        file = data_dir / "MNIST" / "raw" / f"{name}-ubyte.gz"
-        try:
-            with gzip.open(file) as unzipped:  # checks a checksum
-                numbers = np.frombuffer(unzipped.read(), np.uint8, offset=header).reshape(-1, *shape)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-            raise DataError(f"error: {file} is {what}: check --data-dir or the network, or restore data/") from None
-        return torch.from_numpy(numbers.copy()).to(device)
-
-    data_dir = Path(data_dir or DATA_DIR)
-    if len(list(data_dir.glob("MNIST/raw/*.gz"))) < 4:
-        _download(torchvision.datasets.MNIST, data_dir)
-    images = [read(f"{part}-images-idx3", 16, 1, 28, 28).float().div_(255) for part in ("train", "t10k")]
-    labels = [read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k")]
+    raw = _existing(data_dir) / "MNIST" / "raw"
+    sets = []
+    for part in ("train", "t10k"):
+        images = _read_idx(raw, f"{part}-images-idx3-ubyte", 28, 28)
+        labels = _read_idx(raw, f"{part}-labels-idx1-ubyte")
+        if len(images) != len(labels) or labels.max() > 9:
+            raise DataError(f"error: {raw} has {len(images):,} images and {len(labels):,} labels up to {labels.max()}, "
+                            "not as many from 0 to 9: check --data-dir")
+        sets.append(torch.from_numpy(images).to(device).unsqueeze(1).float().div_(255))
+        sets.append(torch.from_numpy(labels).to(device).long())
     if validation:
-        images, labels = images[0].split((50000, 10000)), labels[0].split((50000, 10000))
-    return images[0], labels[0], images[1], labels[1]
+        sets = [sets[0][:-10000], sets[1][:-10000], sets[0][-10000:], sets[1][-10000:]]
+    return tuple(sets)
+
+
+def _read_idx(raw, name, *shape):
+    """The numbers of an IDX file, (n, *shape) uint8: after a header (magic number, n, shape) one byte for each."""
+    file = raw / name if (raw / name).exists() else raw / f"{name}.gz"
+    if not file.exists():
+        _download(torchvision.datasets.MNIST, raw.parents[1])
+    with _reading(file):
+        data = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()  # gzip checks a checksum
+        numbers = np.frombuffer(data, np.uint8)[8 + 4 * len(shape):].reshape(-1, *shape)
+        if data[:8 + 4 * len(shape)] != struct.pack(f">{2 + len(shape)}i", 2049 + len(shape), len(numbers), *shape):
+            raise ValueError(f"it does not begin as an IDX file of {'28 x 28 images' if shape else 'labels'}")
+    return numbers.copy()
 
 
 def load_cifar10(data_dir=None, device="cpu", validation=False, download=True):
     """CIFAR-10: colour photographs, 32 x 32. The first source that is there:
 
-    1. data_dir/cifar10.npz: all 60,000 images, decoded; written by 2, loads in a fraction of a second.
-    2. torchvision's download (170 MB), unless download=False.
-    3. data_dir/cifar10-sample.png: the first 5,000 training and 1,000 test images, embedded in the repo.
+    1. data_dir/cifar10.npz: all 60,000 images, decoded; written by 3, loads in a fraction of a second.
+    2. data_dir/cifar-10-batches-py/, as torchvision unpacks it.
+    3. torchvision's download (170 MB), unless download=False.
+    4. data_dir/cifar10-sample.png: the first 5,000 training and 1,000 test images, embedded in the repo.
     data_dir None means data/ beside this file.
     validation: hold out the last tenth of the training images and return it in place of the test set.
     Returns x_train (50000 or 5000, 3, 32, 32) float32 in [0, 1], x_test (10000 or 1000, 3, 32, 32), and the source:
         "CIFAR-10" or "CIFAR-10 sample". With validation 45000 or 4500, and 5000 or 500.
-    Raises DataError if a file is damaged, or there is none and no download.
+    Raises DataError if a file is not what it should be, or there is none and no download.
     """
-    data_dir = Path(data_dir or DATA_DIR)
-    cache, sample, source = data_dir / "cifar10.npz", data_dir / "cifar10-sample.png", "CIFAR-10"
-    try:
-        if cache.exists():
-            with np.load(cache) as arrays:
-                sets = arrays["train_images"], arrays["test_images"]
-        else:
-            with tempfile.TemporaryDirectory() as tmp:
-                sets = _download(torchvision.datasets.CIFAR10, tmp) if download else None
-            if sets:
-                with contextlib.suppress(OSError):  # a read-only folder: just no cache
-                    half_written = cache.with_name(f"cifar10-{os.getpid()}.npz")
-                    np.savez(half_written, train_images=sets[0], test_images=sets[1])
-                    half_written.replace(cache)  # whole or not at all
-        if not sets:
-            source = "CIFAR-10 sample"
-            print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images), as there is no "
-                  f"{cache.name}" + " and no download" * download, file=sys.stderr)
+    data_dir = _existing(data_dir)
+    cache = data_dir / "cifar10.npz"
+    batches = data_dir / "cifar-10-batches-py"
+    sample = data_dir / "cifar10-sample.png"
+    source, sets = "CIFAR-10", None
+    if cache.exists():
+        with _reading(cache), np.load(cache) as arrays:
+            sets = arrays["train_images"], arrays["test_images"]
+            if any(images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) for images in sets):
+                raise ValueError(f"{sets[0].dtype} of the shape {sets[0].shape}, not uint8 (n, 32, 32, 3)")
+    elif batches.exists():
+        with _reading(batches):
+            sets = [torchvision.datasets.CIFAR10(data_dir, train).data for train in (True, False)]
+    elif download:
+        with tempfile.TemporaryDirectory() as folder:
+            sets = _download(torchvision.datasets.CIFAR10, folder)
+        if sets:
+            half_written = cache.with_name(f"cifar10-{os.getpid()}.npz")
+            try:
+                data_dir.mkdir(exist_ok=True)
+                np.savez(half_written, train_images=sets[0], test_images=sets[1])
+                half_written.replace(cache)  # whole or not at all
+            except OSError:  # a read-only folder or a full disk: just no cache
+                half_written.unlink(missing_ok=True)
+    if sets is None:
+        source = "CIFAR-10 sample"
+        print(f"note: using the embedded sample of CIFAR-10 ({sample.name}: 5,000 + 1,000 images)", file=sys.stderr)
+        with _reading(sample):
             sheet = plt.imread(sample)  # (60 * 32, 100 * 32, 3) float in [0, 1]: 60 rows of 100 images
-            tiles = np.rint(sheet[..., :3] * 255).astype(np.uint8).reshape(60, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4)
-            sets = np.split(tiles.reshape(6000, 32, 32, 3), [5000])
-        train, test = (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255) for images in sets)
-    except Exception as error:  # a damaged file can raise nearly anything
-        file = cache if cache.exists() else sample
-        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise DataError(f"error: {file} is {what}: check --data-dir, delete cifar10.npz to download it again, or "
-                        "restore data/ with git checkout") from None
+        tiles = np.rint(sheet[..., :3] * 255).astype(np.uint8).reshape(60, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4)
+        sets = np.split(tiles.reshape(6000, 32, 32, 3), [5000])
+    train, test = (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255) for images in sets)
     if validation:
-        train, test = train.split((len(train) * 9 // 10, len(train) // 10))
+        kept = len(train) * 9 // 10
+        train, test = train[:kept], train[kept:]
     return train, test, source
 
 
+def _existing(data_dir):
+    """The folder of the data. One that is given must be there: a mistyped name creates and downloads nothing."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise DataError(f"error: there is no folder {data_dir}: check --data-dir")
+    return Path(data_dir or DATA_DIR)
+
+
+@contextlib.contextmanager
+def _reading(file):
+    """Turns what a file raises that is not what it should be into a DataError that names the file and the cause."""
+    try:
+        yield
+    except (EOFError, KeyError, OSError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise DataError(f"error: {file} cannot be read ({error}): check --data-dir, or restore the file") from None
+
+
 def _download(dataset, folder):
-    """Downloads a data set of torchvision's to `folder`; returns the images, training and test, None without a network.
-    """
+    """Downloads a data set of torchvision's to `folder`; returns the images, training and test, or None, after a note
+    that says why."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none: a server that never answers would hang us
     try:
         return [dataset(folder, train=train, download=True).data for train in (True, False)]
-    except (OSError, RuntimeError):
-        return None
+    except (OSError, RuntimeError) as error:
+        cause = str(error).strip().splitlines()[-1]
+        print(f"note: {dataset.__name__} could not be downloaded ({cause})", file=sys.stderr)
     finally:
         socket.setdefaulttimeout(before)
 
@@ -145,6 +182,13 @@ def minibatches(batch_size, *tensors):
     order = torch.randperm(len(tensors[0])).to(tensors[0].device)
     for index in order.split(batch_size):
         yield tuple(tensor[index] for tensor in tensors)
+
+
+def flags(argv=None):
+    """The flags that a script parses: argv, or those of the command line, which in a notebook's cell are none."""
+    if argv is None:
+        return [] if Path(sys.argv[0]).as_posix().endswith(KERNELS) else sys.argv[1:]
+    return argv
 
 
 # %% Plots
@@ -217,61 +261,43 @@ def plot_images(images, row_labels=(), column_labels=(), width=8):
 
 def plot_latent_space(z, y, extent, circles=()):
     """The points z (N, 2) in the latent plane, coloured by their digits y (N,), within extent = (left, right, bottom,
-    top), and below it, enlarged, where they are crowded: the shortest piece of each axis that holds half of them.
-    circles: radii to draw around the origin. Returns the figure."""
+    top). A digit's number stands at the median of its points. circles: radii to draw around the origin. Returns the
+    figure."""
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
-    crowd = []
-    for values in np.sort(z, axis=0).T:
-        half = len(values) // 2
-        start = (values[half:] - values[:len(values) - half]).argmin()
-        crowd += [values[start], values[start + half]]
-    figure, axes = plt.subplots(2, 1, figsize=(8, 11), height_ratios=(6.4, 4))
-    for axis, (left, right, bottom, top), size in zip(axes, (extent, crowd), (5, 9)):
-        for digit, color in enumerate(DIGIT_COLORS):
-            axis.scatter(*z[y == digit].T, s=size, color=color, alpha=0.6, linewidths=0, label=str(digit))
-        # The number on its cluster: nobody has to tell ten colours apart by the legend alone. It stands where the digit
-        # is frequent and the others are not, and not on another number.
-        everywhere, xs, ys = np.histogram2d(*z.T, bins=25, range=((left, right), (bottom, top)))
-        taken = np.zeros_like(everywhere)
-        taken[[0, -1]] = taken[:, [0, -1]] = np.inf  # not on the frame
-        for digit in np.unique(y):
-            here = np.histogram2d(*z[y == digit].T, bins=(xs, ys))[0]
-            column, row = np.unravel_index((here**2 / np.maximum(everywhere, 1) - taken).argmax(), here.shape)
-            taken[max(column - 1, 0):column + 2, max(row - 1, 0):row + 2] = np.inf  # room for this number
-            if here.sum() > 0.01 * everywhere.sum():
-                axis.text(xs[column:column + 2].mean(), ys[row:row + 2].mean(), str(digit), fontsize=15,
-                          fontweight="bold", ha="center", va="center", color=DIGIT_COLORS[digit],
-                          path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
-        _draw_circles(axis, circles, "black")
-        axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top))
-    axes[0].add_patch(plt.Rectangle(crowd[::2], crowd[1] - crowd[0], crowd[3] - crowd[2], fill=False))
-    axes[1].set_title("the frame, enlarged")
-    legend = axes[0].legend(markerscale=4, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=10, columnspacing=1.2,
-                            handletextpad=0.1)
-    for handle in legend.legend_handles:
-        handle.set_alpha(1)
+    left, right, bottom, top = extent
+    figure, axis = plt.subplots(figsize=(6, 6))
+    for digit, color in enumerate(DIGIT_COLORS):
+        points = z[y == digit]
+        axis.scatter(*points.T, s=5, color=color, alpha=0.6, linewidths=0)
+        if len(points):
+            axis.text(*np.median(points, axis=0), str(digit), fontsize=18, fontweight="bold", ha="center", va="center",
+                      color=color, clip_on=True, zorder=3,
+                      path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
+    _draw_circles(axis, circles, "black")
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top), box_aspect=1)
     return figure
 
 
-def plot_latent_space_images(decode, extent, rows=20, columns=25, circles=()):
+def plot_latent_space_images(decode, extent, rows=20, columns=20, circles=()):
     """What the decoder makes of each point of the latent plane; returns the figure.
 
     decode: maps (rows * columns, 2) points to (rows * columns, 1, H, W) images in [0, 1].
     extent: (left, right, bottom, top) of the plane: with the extent that `plot_latent_space` shows, the two figures
-        correspond point by point. circles: radii to draw around the origin.
+        correspond point by point, side by side. circles: radii to draw around the origin.
     """
     left, right, bottom, top = extent
-    step_x, step_y = (right - left) / columns, (top - bottom) / rows
+    step_x = (right - left) / columns
+    step_y = (top - bottom) / rows
     xs = torch.linspace(left + step_x / 2, right - step_x / 2, columns)
     ys = torch.linspace(top - step_y / 2, bottom + step_y / 2, rows)  # images run downwards, the z2 axis upwards
     grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
     images = decode(torch.stack([grid_x, grid_y], dim=-1).reshape(rows * columns, 2))
-    figure, axis = plt.subplots(figsize=(8, 6.4))
+    figure, axis = plt.subplots(figsize=(6, 6))
     axis.imshow(tile(images.reshape(rows, columns, *images.shape[1:]), pad=0)[..., 0], cmap="gray", vmin=0, vmax=1,
                 extent=extent, aspect="auto")
     _draw_circles(axis, circles, ORANGE)
     axis.grid(False)
-    axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top))
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top), box_aspect=1)
     return figure
 
 

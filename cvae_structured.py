@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""Structured prediction: complete a quarter of a digit. Results: report.md#5-structured-prediction-cvae_structuredpy
+"""Structured prediction: complete a quarter of a digit.
 
 What may the rest look like? There is more than one answer: a lower-left quarter may belong to a 4 as well as to a 9. A
 network that must give one answer, BaselineNN, gives the average of all of them, which is a blur. The conditional VAE,
@@ -18,6 +18,7 @@ Run it:    python cvae_structured.py                  one quarter is visible; mi
            python cvae_structured.py --smoke          every step in seconds, on a few hundred images
 Writes:    runs/cvae_structured/: metrics.json, loss.png, samples.png, best_of_k.png, and the weights model.pt and
            baseline.pt
+Report:    report.md#5-structured-prediction-cvae_structuredpy
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
            NeurIPS 2015, section 5.1; report.md also quotes the numbers of Pyro's tutorial on it.
 """
@@ -71,12 +72,12 @@ class myVAE(nn.Module):
         x = x.flatten(1)
         h = self.encoder(x if c is None else torch.cat([x, c], dim=1))  # (N, H_d)
         # Why log-variance? A layer's output is any real number; its exp is always a valid variance, and the KL needs
-        # the log anyway. The clamp is far from what training uses; it keeps exp() finite if a step goes astray.
-        return self.mu_layer(h), self.logvar_layer(h).clamp(-20, 10)
+        # the log anyway. The clamp keeps that exp finite if a step goes astray.
+        return self.mu_layer(h), self.logvar_layer(h).clamp(max=10)
 
     def reparameterize(self, mu, logvar):
         """z = mu + sigma * epsilon, epsilon ~ N(0, I): a sample of q(z|x) through which gradients reach mu and logvar
-        (Kingma and Welling, section 2.4). torch.normal(mu, sigma) would not let them through."""
+        (Kingma and Welling, section 2.4). With torch.normal(mu, sigma) they would silently be 0."""
         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
     def decode(self, z, c=None):
@@ -133,51 +134,42 @@ class BaselineNN(nn.Module):
     def forward(self, c):
         return self.net(c)
 
-    def loss_function(self, x_hat, x):
-        """The BCE in nats per image, in the form that myVAE.loss_function has: {loss, bce, kl}; there is no KL."""
-        bce = F.binary_cross_entropy(x_hat.flatten(1), x.flatten(1), reduction="sum") / len(x)
-        return {"loss": bce, "bce": bce, "kl": torch.zeros_like(bce)}
 
-
-def split_pixels(quadrants, height=28, width=28):
-    """Which pixels are visible: lower left, then upper left too, then upper right too. Returns the places of the
-    visible ones (C,) and of the unseen ones (H*W - C,) in a flattened image."""
+def visible_pixels(quadrants, height=28, width=28):
+    """Which pixels of a flattened image are visible: the lower left quarter, then the upper left one too, then the
+    upper right one too. Returns (H*W,) bool; its negation marks the unseen ones."""
     visible = torch.zeros(height, width, dtype=torch.bool)
     visible[height // 2:, :width // 2] = True
     if quadrants >= 2:
         visible[:, :width // 2] = True
     if quadrants >= 3:
         visible[:height // 2] = True
-    return visible.flatten().nonzero().squeeze(1), (~visible).flatten().nonzero().squeeze(1)
+    return visible.flatten()
 
 
-def take(x, places):
-    """The pixels of x (N, 1, H, W) at these places (P,): (N, P)"""
-    return x.flatten(1)[:, places]
-
-
-def loss_terms(model, x, visible_at, unseen_at):
-    """The training loss of either model on x (N, 1, H, W), {loss, bce, kl} in nats per image. Only unseen pixels count:
-    the model's own loss_function sees no others.
-
-    A KL does not change if z is measured in other units. In those of the prior, (z - m) / s, the prior is N(0, I), and
-    KL(N(mu, sigma^2) || N(m, s^2)) is that of N((mu - m) / s, sigma^2 / s^2), for which loss_function has the formula.
-    """
-    c, unseen = take(x, visible_at), take(x, unseen_at)  # (N, C), (N, H*W - C)
+def loss_terms(model, x, visible):
+    """The loss of a CVAE or a BaselineNN on x (N, 1, H, W) and its parts, {loss, bce, kl} in nats per image. Only unseen
+    pixels count."""
+    x = x.flatten(1)  # (N, H*W)
+    c = x[:, visible]  # (N, C)
     if isinstance(model, BaselineNN):
-        return model.loss_function(take(model(c), unseen_at), unseen)
-    x_hat, mu, logvar = model(x, c)
-    m, log_s2 = prior(model, c)
-    mu, logvar = (mu - m) * torch.exp(-0.5 * log_s2), logvar - log_s2  # in the prior's units
-    return model.loss_function(take(x_hat, unseen_at), unseen, mu, logvar)
+        x_hat = model(c)
+        kl = torch.zeros((), device=x.device)  # there is no z
+    else:
+        x_hat, mu, logvar = model(x, c)
+        m, log_s2 = prior(model, c)
+        # KL(N(mu, sigma^2) || N(m, s^2)). With m = 0 and s = 1 it is that of vae.py.
+        kl = 0.5 * (log_s2 - logvar + (logvar.exp() + (mu - m) ** 2) / log_s2.exp() - 1).sum(dim=1).mean()
+    bce = F.binary_cross_entropy(x_hat.flatten(1)[:, ~visible], x[:, ~visible], reduction="sum") / len(x)
+    return {"loss": bce + kl, "bce": bce, "kl": kl}
 
 
 # %% 2. Training
 
-def train(model, x_train, x_test, places, args):
+def train(model, x_train, x_test, visible, args):
     """Minimises the loss of a CVAE or a BaselineNN with Adam; returns the history: lists of `train_loss`,
-    `test_loss` and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image. places: what
-    `split_pixels` returns.
+    `test_loss` and their parts `..._bce` and `..._kl`, one entry an epoch, in nats per image. visible: what
+    `visible_pixels` returns.
 
     `train_...` is the mean over an epoch's images, each as its batch came; `test_...` is measured after the epoch.
     """
@@ -185,92 +177,109 @@ def train(model, x_train, x_test, places, args):
     # Adam and its schedule as in vae.py.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
-    history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
+    history = {"train_loss": [], "train_bce": [], "train_kl": [], "test_loss": [], "test_bce": [], "test_kl": []}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
-        sums = dict.fromkeys(("loss", "bce", "kl"), 0)
+        sums = {"loss": 0, "bce": 0, "kl": 0}
         for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
-            terms = loss_terms(model, x, *places)
+            terms = loss_terms(model, x, visible)
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
             scheduler.step()
             for part, term in terms.items():
                 sums[part] += term.detach() * len(x)  # not .item(): an accelerator would wait at every update
-        for part, test in evaluate(model, x_test, places).items():
+        test_terms = evaluate(model, x_test, visible)
+        for part in ("loss", "bce", "kl"):
             history[f"train_{part}"].append(float(sums[part]) / len(x_train))
-            history[f"test_{part}"].append(test)
-        loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
-        if not math.isfinite(loss):
+            history[f"test_{part}"].append(test_terms[part])
+        if not math.isfinite(history["train_loss"][-1]):
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
-        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
-              f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
+        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {history['train_loss'][-1]:.2f} "
+              f"(bce {history['train_bce'][-1]:.2f} + kl {history['train_kl'][-1]:.2f})   "
+              f"test {test_terms['loss']:.2f}   {pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
 # %% 3. Evaluation
 
 @torch.no_grad()
-def evaluate(model, x, places):
+def evaluate(model, x, visible):
     """The loss over all of x (n, 1, H, W) and its parts, in nats per image: {loss, bce, kl}."""
     model.eval()
-    sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
+    sums = {"loss": 0.0, "bce": 0.0, "kl": 0.0}
     for batch in x.split(1000):
-        for part, term in loss_terms(model, batch, *places).items():
+        for part, term in loss_terms(model, batch, visible).items():
             sums[part] += float(term) * len(batch)
     return {part: total / len(x) for part, total in sums.items()}
 
 
 @torch.no_grad()
-def measure(model, baseline, x, places, n_samples):
-    """The negative conditional log-likelihood -log p(u|c) of the unseen pixels u, in nats per image, and the variety
-    and the error of the samples; all means over x (n, 1, H, W).
+def likelihood(model, x, visible, n_samples):
+    """Two estimates of -log p(u|c), where u are the unseen pixels, in nats per image, the mean over x (n, 1, H, W):
 
     monte_carlo_nll_nats:  log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c),  z_m from the prior. What the paper
         reports. It needs samples near u, and with few of them it is far too pessimistic.
     importance_nll_nats:   log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c) p(z_m) / q(z_m|x,c),  z_m ~ q(z|x,c). The
-        same integral, with z drawn from the encoder, which sees u, and each draw reweighted. What is
-        returned, minus these, are upper bounds on -log p(u|c), on average.
-    sample_std:            a pixel's standard deviation over the samples from the prior, averaged over unseen pixels.
-    best_of_k_mse:         list over k: the lowest squared error per unseen pixel among the first k samples.
-    mean_of_k_mse:         the same error of the mean of all samples, which is no sample.
-    baseline_mse:          the same error of the baseline's one answer.
-    beats_baseline_at_k:   how many samples it takes until the best of them has a lower error than the baseline.
+        same integral, with z drawn from the encoder, which sees u, and each draw reweighted.
+    On average both are upper bounds.
+    """
+    model.eval()
+    monte_carlo = importance = 0.0
+    for batch in x.flatten(1).split(max(1, 5000 // n_samples)):  # (n, H*W)
+        c = batch[:, visible]
+        mu, logvar = model.encode(batch, c)  # (n, Z)
+        m, log_s2 = prior(model, c)
+        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (M, n, Z)
+        z = mu + torch.exp(0.5 * logvar) * epsilon
+        # log p(z) - log q(z|x,c): the 2 pi cancel, (M, n)
+        log_ratio = 0.5 * (epsilon**2 + logvar - (z - m) ** 2 / log_s2.exp() - log_s2).sum(-1)
+        log_p_u = log_bernoulli(answers(model, z, c, visible), batch[:, ~visible])  # (M, n)
+        importance += float((math.log(n_samples) - torch.logsumexp(log_p_u + log_ratio, dim=0)).sum())
+        z = m + torch.exp(0.5 * log_s2) * epsilon
+        log_p_u = log_bernoulli(answers(model, z, c, visible), batch[:, ~visible])
+        monte_carlo += float((math.log(n_samples) - torch.logsumexp(log_p_u, dim=0)).sum())
+    return {"monte_carlo_nll_nats": monte_carlo / len(x), "importance_nll_nats": importance / len(x)}
+
+
+@torch.no_grad()
+def best_of_k(model, baseline, x, visible, n_samples):
+    """How good and how different are samples from the prior? Means over x (n, 1, H, W) and its unseen pixels:
+
+    sample_std:           a pixel's standard deviation over the samples.
+    best_of_k_mse:        list over k: the lowest squared error among the first k samples.
+    mean_of_k_mse:        the same error of the mean of all samples, which is no sample.
+    baseline_mse:         the same error of the baseline's one answer.
+    beats_baseline_at_k:  how many samples it takes until the best of them has a lower error than the baseline.
     """
     model.eval()
     baseline.eval()
-    visible_at, unseen_at = places
-    totals = dict.fromkeys(("monte_carlo_nll_nats", "importance_nll_nats", "sample_std", "mean_of_k_mse",
-                            "baseline_mse"), 0.0)
+    sums = {"sample_std": 0.0, "mean_of_k_mse": 0.0, "baseline_mse": 0.0}
     best = torch.zeros(n_samples, dtype=torch.float64)
-    for batch in x.split(max(1, 5000 // n_samples)):
-        c, unseen = take(batch, visible_at), take(batch, unseen_at)  # (n, C), (n, H*W - C)
-        mu, logvar = model.encode(batch, c)  # (n, Z)
-
-        def answers(z):  # z (M, n, Z) -> u_hat (M, n, H*W - C)
-            x_hat = model.decode(z.flatten(0, 1), c.repeat(n_samples, 1))
-            return take(x_hat, unseen_at).reshape(n_samples, *unseen.shape)
-
-        epsilon = torch.randn(n_samples, *mu.shape, device=x.device)
-        z, (m, log_s2) = mu + torch.exp(0.5 * logvar) * epsilon, prior(model, c)
-        # log p(z) - log q(z|x,c): the 2 pi cancel, (M, n)
-        log_ratio = 0.5 * (epsilon**2 + logvar - ((z - m) * torch.exp(-0.5 * log_s2)) ** 2 - log_s2).sum(-1)
-        log_importance = torch.logsumexp(log_bernoulli(answers(z), unseen) + log_ratio, dim=0)  # (n,)
-        u_hat = answers(m + torch.exp(0.5 * log_s2) * epsilon)
-        log_monte_carlo = torch.logsumexp(log_bernoulli(u_hat, unseen), dim=0)  # (n,)
+    for batch in x.flatten(1).split(max(1, 5000 // n_samples)):  # (n, H*W)
+        c = batch[:, visible]
+        unseen = batch[:, ~visible]
+        m, log_s2 = prior(model, c)
+        z = m + torch.exp(0.5 * log_s2) * torch.randn(n_samples, *m.shape, device=x.device)  # (M, n, Z)
+        u_hat = answers(model, z, c, visible)  # (M, n, H*W - C)
         errors = ((u_hat - unseen) ** 2).mean(-1)  # (M, n)
-        totals["monte_carlo_nll_nats"] += float((math.log(n_samples) - log_monte_carlo).sum())
-        totals["importance_nll_nats"] += float((math.log(n_samples) - log_importance).sum())
-        totals["sample_std"] += float(u_hat.std(0).mean(-1).sum())
-        totals["mean_of_k_mse"] += float(((u_hat.mean(0) - unseen) ** 2).mean(-1).sum())
-        totals["baseline_mse"] += float(((take(baseline(c), unseen_at) - unseen) ** 2).mean(-1).sum())
         best += errors.cpu().cummin(dim=0).values.double().sum(1)  # on the CPU: not every accelerator has cummin
-    means = {key: total / len(x) for key, total in totals.items()}
-    best = (best / len(x)).tolist()
-    wins = [k for k, error in enumerate(best, start=1) if error < means["baseline_mse"]]
-    return {**means, "best_of_k_mse": best, "beats_baseline_at_k": wins[0] if wins else None}
+        sums["sample_std"] += float(u_hat.std(0).mean(-1).sum())
+        sums["mean_of_k_mse"] += float(((u_hat.mean(0) - unseen) ** 2).mean(-1).sum())
+        sums["baseline_mse"] += float(((baseline(c).flatten(1)[:, ~visible] - unseen) ** 2).mean(-1).sum())
+    results = {key: total / len(x) for key, total in sums.items()}
+    results["best_of_k_mse"] = (best / len(x)).tolist()
+    wins = [k for k, error in enumerate(results["best_of_k_mse"], start=1) if error < results["baseline_mse"]]
+    results["beats_baseline_at_k"] = wins[0] if wins else None
+    return results
+
+
+def answers(model, z, c, visible):
+    """z (M, n, Z), M for each of n images with visible pixels c (n, C) -> their unseen pixels (M, n, H*W - C)"""
+    x_hat = model.decode(z.flatten(0, 1), c.repeat(len(z), 1))
+    return x_hat.flatten(1)[:, ~visible].reshape(*z.shape[:2], -1)
 
 
 def log_bernoulli(x_hat, x):
@@ -283,36 +292,38 @@ def log_bernoulli(x_hat, x):
 # %% 4. Figures
 
 @torch.no_grad()
-def pick_images(model, x, y, places):
+def pick_images(model, x, y, visible):
     """Indices of seven test images, by a rule: of each digit that is easily taken for another (4, 9, 3, 5) the image
     whose samples differ most; of three others (0, 1, 7) the one whose samples differ least, relative to their ink, as
     those of a thin digit are alike in being mostly black. Among the first 1000."""
     x, y = x[:1000], y[:1000]
-    c = take(x, places[0])
-    samples = torch.stack([take(model.decode(model.reparameterize(*prior(model, c)), c), places[1])
-                           for _ in range(20)])  # (20, 1000, H*W - C)
-    spread, ink = samples.std(0).mean(-1), samples.mean(dim=(0, 2))  # (1000,)
+    c = x.flatten(1)[:, visible]
+    m, log_s2 = prior(model, c)
+    z = m + torch.exp(0.5 * log_s2) * torch.randn(20, *m.shape, device=x.device)  # (20, 1000, Z)
+    samples = answers(model, z, c, visible)  # (20, 1000, H*W - C)
+    spread = samples.std(0).mean(-1)  # (1000,)
+    ink = samples.mean(dim=(0, 2))
     ambiguous = [int(torch.where(y == digit, spread, -math.inf).argmax()) for digit in (4, 9, 3, 5)]
     easy = [int(torch.where(y == digit, spread / ink, math.inf).argmin()) for digit in (0, 1, 7)]
     return ambiguous + easy
 
 
 @torch.no_grad()
-def make_figures(model, baseline, metrics, x_test, y_test, places):
+def make_figures(model, baseline, metrics, x_test, y_test, visible):
     """All figures, as {file name without ending: figure}."""
     model.eval()
     figures = {"loss": common.plot_losses(metrics["history"], {
         "loss": "CVAE: loss, nats", "bce": "its BCE", "kl": "its KL", "baseline_loss": "BaselineNN: loss"})}
 
-    x = x_test[pick_images(model, x_test, y_test, places) + [0, 1, 2]]  # (10, 1, H, W)
-    n, c = 10, take(x, places[0])
-    samples = model.decode(model.reparameterize(*prior(model, c.repeat(n, 1))), c.repeat(n, 1))
-    answers = torch.cat([baseline(c), samples]).reshape(n + 1, len(x), 1, 28, 28).transpose(0, 1)
-    visible = torch.zeros(784, device=x.device).index_fill_(0, places[0], 1).reshape(28, 28).bool()
-    answers = torch.where(visible, x.unsqueeze(1), answers)  # the visible pixels are known: show them as they are
+    x = x_test[pick_images(model, x_test, y_test, visible) + [0, 1, 2]]  # (10, 1, H, W)
+    c = x.flatten(1)[:, visible].repeat(10, 1)  # ten samples each
+    samples = model.decode(model.reparameterize(*prior(model, c)), c)
+    shown = torch.cat([baseline(c[:10]), samples]).reshape(11, 10, 1, 28, 28).transpose(0, 1)
+    visible = visible.reshape(28, 28)
+    shown = torch.where(visible, x.unsqueeze(1), shown)  # the visible pixels are known: show them as they are
     given = torch.where(visible, x, 0.5)
     figures["samples"] = common.plot_images(
-        torch.cat([torch.stack([given, x], dim=1), answers], dim=1),
+        torch.cat([torch.stack([given, x], dim=1), shown], dim=1),
         ["", "open", "", "", "", "settled", "", "", "simply\nthe first\nthree", ""],
         ["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
 
@@ -344,7 +355,7 @@ parser.add_argument("--latent-dim", type=int, default=16, help="size of the late
 parser.add_argument("--quadrants", type=int, default=1, choices=(1, 2, 3),
                     help="how many quarters are visible: 1 lower left, 2 and upper left, 3 and upper right")
 parser.add_argument("--learned-prior", action="store_true", help="p(z|c) from a network of its own, not N(0, I)")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/cvae_structured/")
@@ -357,54 +368,72 @@ parser.add_argument("--validation", action="store_true",
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns both models and the metrics. argv: a list of flags, None for those
     of the command line."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(common.flags(argv))
     if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
         parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
-    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "cvae_structured"  # never touches a real run
-    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
+    out_dir = args.out_dir / "cvae_structured"
     if args.smoke:
-        x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
+        out_dir = args.out_dir / "smoke" / "cvae_structured"  # never touches a real run
+        x_train = x_train[:512]
+        x_test, y_test = x_test[:256], y_test[:256]
+        args.n_epochs = min(args.n_epochs, 2)
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
 
-    places = [pixels.to(args.device) for pixels in split_pixels(args.quadrants)]
-    baseline_config = {"hidden_dim": args.hidden_dim, "conditional_vec_dim": len(places[0])}
+    visible = visible_pixels(args.quadrants).to(args.device)
+    n_visible = int(visible.sum())
+    baseline_config = {"hidden_dim": args.hidden_dim, "conditional_vec_dim": n_visible}
     config = {**baseline_config, "latent_dim": args.latent_dim}
     # Prints the layers and their sizes, without a learned prior's. "Input size" multiplies the inputs' sizes where it
     # should add them.
-    torchsummary.summary(myVAE(**config), [(28 * 28,), (len(places[0]),)], device="cpu")
+    torchsummary.summary(myVAE(**config), [(28 * 28,), (n_visible,)], device="cpu")
     torch.manual_seed(args.seed)
     model_class = LearnedPriorVAE if args.learned_prior else myVAE
-    model, baseline = model_class(**config).to(args.device), BaselineNN(**baseline_config).to(args.device)
+    model = model_class(**config).to(args.device)
+    baseline = BaselineNN(**baseline_config).to(args.device)
 
-    print("training BaselineNN")
     baseline_start = time.perf_counter()
-    baseline_history = train(baseline, x_train, x_test, places, args)
-    print("training the CVAE")
-    start = time.perf_counter()
-    history = train(model, x_train, x_test, places, args)
+    try:
+        print("training BaselineNN")
+        baseline_history = train(baseline, x_train, x_test, visible, args)
+        print("training the CVAE")
+        start = time.perf_counter()
+        history = train(model, x_train, x_test, visible, args)
+    except RuntimeError as error:
+        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
+            sys.exit("error: the loss is no longer finite: try a smaller --lr")
+        raise
     seconds = time.perf_counter() - start
+    (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": baseline_config, "state_dict": baseline.cpu().state_dict()}, out_dir / "baseline.pt")
+    model.to(args.device)
+    baseline.to(args.device)
     print(f"measuring {N_SAMPLES} samples for each test image")
+    test_terms = evaluate(model, x_test, visible)
     metrics = {
         "settings": vars(args),
-        **{f"n_{name}parameters": sum(p.numel() for p in net.parameters())
-           for name, net in (("", model), ("decoder_", model.decoder), ("baseline_", baseline))},
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
+        "n_baseline_parameters": sum(p.numel() for p in baseline.parameters()),
         "seconds": seconds,
         "baseline_seconds": start - baseline_start,
-        "train_loss": evaluate(model, x_train, places)["loss"],
-        **{f"test_{part}": value for part, value in evaluate(model, x_test, places).items()},
-        "baseline_train_loss": evaluate(baseline, x_train, places)["loss"],
+        "train_loss": evaluate(model, x_train, visible)["loss"],
+        "test_loss": test_terms["loss"],
+        "test_bce": test_terms["bce"],
+        "test_kl": test_terms["kl"],
+        "baseline_train_loss": evaluate(baseline, x_train, visible)["loss"],
         # The baseline has no z: its BCE is its -log p(u|c).
-        "baseline_nll_nats": evaluate(baseline, x_test, places)["loss"],
-        **measure(model, baseline, x_test, places, N_SAMPLES),
+        "baseline_nll_nats": evaluate(baseline, x_test, visible)["loss"],
+        **likelihood(model, x_test, visible, N_SAMPLES),
+        **best_of_k(model, baseline, x_test, visible, N_SAMPLES),
         "n_samples": N_SAMPLES,
-        "history": {**history, **{f"{which}_baseline_loss": baseline_history[f"{which}_loss"]
-                                  for which in ("train", "test")}},
+        "history": {**history, "train_baseline_loss": baseline_history["train_loss"],
+                    "test_baseline_loss": baseline_history["test_loss"]},
     }
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
-    figures = make_figures(model, baseline, metrics, x_test, y_test, places)
+    figures = make_figures(model, baseline, metrics, x_test, y_test, visible)
 
-    for name, net, arguments in (("model", model, config), ("baseline", baseline, baseline_config)):
-        torch.save({"config": arguments, "state_dict": net.cpu().state_dict()}, out_dir / f"{name}.pt")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}/: model.pt, baseline.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
@@ -414,4 +443,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model, baseline, metrics = main([] if common.IN_NOTEBOOK else None)
+    model, baseline, metrics = main()

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""Denoising autoencoder: digits dug out of heavy noise. Results: report.md#2-denoising-autoencoder-denoise_aepy
+"""Denoising autoencoder: digits dug out of heavy noise.
 
 The input is corrupted, the target is clean. Copying would reproduce the noise, so the network has to learn what digits
 look like. New noise is drawn for every batch: the network never sees the same noisy image twice and cannot learn it by
@@ -15,6 +15,7 @@ Run it:    python denoise_ae.py                   train on all of MNIST; minutes
            python denoise_ae.py --latent-dim 2    a bottleneck of 32 numbers instead of 384
            python denoise_ae.py --smoke           every step in seconds, on a few hundred images
 Writes:    runs/denoise_ae/: metrics.json, model.pt, loss.png and denoised.png
+Report:    report.md#2-denoising-autoencoder-denoise_aepy
 Paper:     Vincent, Larochelle, Bengio and Manzagol, Extracting and Composing Robust Features with Denoising
            Autoencoders, ICML 2008.
 """
@@ -94,7 +95,7 @@ def train(model, x_train, x_test, noisy_test, args):
     an epoch's images, each as its batch came; `test_loss` is measured after the epoch.
     """
     n_updates = args.n_epochs * math.ceil(len(x_train) / args.batch_size)
-    # The second beta is explained in vae.py. fused: one pass over the weights instead of a dozen.
+    # The second beta is explained in ae.py. fused: one pass over the weights instead of a dozen.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.95, 0.99), fused=True)
     # One cycle: the learning rate climbs to its peak in the first 15 % of the updates and then falls to nearly 0.
     # A high rate explores, a low final rate settles. The schedule also moves Adam's first beta, against the rate: from
@@ -113,7 +114,8 @@ def train(model, x_train, x_test, noisy_test, args):
             optimizer.step()
             scheduler.step()
             total += loss.detach() * len(x)  # not .item(): that would make an accelerator wait at every update
-        train_loss, test_loss = float(total) / len(x_train), evaluate(model, x_test, noisy_test)
+        train_loss = float(total) / len(x_train)
+        test_loss = evaluate(model, x_test, noisy_test)
         if not math.isfinite(train_loss):
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         history["train_loss"].append(train_loss)
@@ -151,14 +153,17 @@ def gaussian_filter(x_train, noisy_train, noisy_test):
     def blur(noisy, sigma):
         return torchvision.transforms.functional.gaussian_blur(noisy, kernel_size=11, sigma=sigma)
 
-    best = (math.inf,)
+    best_mse = math.inf
     for sigma in (0.6, 0.8, 1.0, 1.2, 1.4, 1.6):
         smooth = blur(noisy_train, sigma)
         # Least squares in one variable: a = cov(smooth, x) / var(smooth), and b makes the means agree.
         a = ((smooth - smooth.mean()) * (x_train - x_train.mean())).mean() / smooth.var(correction=0)
         b = x_train.mean() - a * smooth.mean()
-        best = min(best, (float(criterion((a * smooth + b).clamp(0, 1), x_train)), sigma, a, b))
-    _, sigma, a, b = best
+        mse = float(criterion((a * smooth + b).clamp(0, 1), x_train))
+        if mse < best_mse:
+            best_mse = mse
+            best = sigma, a, b
+    sigma, a, b = best
     return (a * blur(noisy_test, sigma) + b).clamp(0, 1), sigma
 
 
@@ -186,7 +191,7 @@ parser.add_argument("--lr", type=float, default=2e-2, help="peak learning rate o
 parser.add_argument("--hidden-dim", type=int, default=16, help="channels of the convolutions, H_d")
 # 24 x 4 x 4 = 384 numbers: half of the 784 of an image.
 parser.add_argument("--latent-dim", type=int, default=24, help="channels of the bottleneck, Z, each 4 x 4")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/denoise_ae/")
@@ -199,14 +204,17 @@ parser.add_argument("--validation", action="store_true",
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
     the command line."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(common.flags(argv))
     if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
         parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
-    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "denoise_ae"  # a smoke run never touches a real one
-    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, _ = common.load_mnist(args.data_dir, args.device, args.validation)
+    out_dir = args.out_dir / "denoise_ae"
     if args.smoke:
-        x_train, x_test, args.n_epochs = x_train[:512], x_test[:256], min(args.n_epochs, 2)
+        out_dir = args.out_dir / "smoke" / "denoise_ae"  # never touches a real run
+        x_train = x_train[:512]
+        x_test = x_test[:256]
+        args.n_epochs = min(args.n_epochs, 2)
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     # The noise of the measurements is fixed and does not depend on --seed: all runs are compared on the same images.
     fixed = torch.Generator().manual_seed(0)
     noisy_tests = [add_noise(x_test, fixed) for _ in range(N_NOISES)]
@@ -223,6 +231,9 @@ def main(argv=None):
     start = time.perf_counter()
     history = train(model, x_train, x_test, noisy_tests[0], args)
     seconds = time.perf_counter() - start
+    (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    model.to(args.device)
     print("measuring the errors on all images")
     test_losses = [evaluate(model, x_test, noisy) for noisy in noisy_tests]
     x_hat = denoise(model, noisy_tests[0])
@@ -245,7 +256,6 @@ def main(argv=None):
     }
     figures = make_figures(model, history, x_test, noisy_tests[0], x_filtered)
 
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}/: model.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
@@ -256,4 +266,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model, metrics = main([] if common.IN_NOTEBOOK else None)
+    model, metrics = main()

@@ -2,14 +2,15 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""Variational autoencoder: a latent space that can be sampled. Results: report.md#3-variational-autoencoder-vaepy
+"""Variational autoencoder: a latent space that can be sampled.
 
-Samples of that space, decoded, are new digits. The encoder gives not a point but a Gaussian q(z|x) = N(mu,
+Decode a draw from N(0, I): a new digit. The encoder gives not a point but a Gaussian q(z|x) = N(mu,
 diag(exp(logvar))); the decoder is a distribution p(x|z) over images; new images start from the prior, p(z) = N(0, I).
 Training maximises a lower bound on the log-probability of the data: the ELBO, evidence lower bound. Its unit is the
 nat, that of natural logarithms:
 
-    L = 1/N  sum over images of [ BCE(x_hat, x) + KL(q(z|x) || p(z)) ],   on average over z  >=  -1/N  sum of log p(x)
+    L    = 1/N sum over images of [ BCE(x_hat, x) + KL(q(z|x) || p(z)) ]
+    E[L] >= -1/N sum over images of log p(x)                                     E: on average over z
     BCE = -sum over pixels  of  x log x_hat + (1 - x) log(1 - x_hat)          = -log p(x|z), one sample z ~ q(z|x)
     KL  = -1/2 sum over latents of (1 + logvar - mu^2 - exp(logvar))           Kingma and Welling, appendix B
 
@@ -23,6 +24,7 @@ Run it:    python vae.py                   train on all of MNIST; minutes on a l
            python vae.py --smoke           every step in seconds, on a few hundred images
 Writes:    runs/vae/: metrics.json, model.pt, loss.png, reconstructions.png, samples.png, variance.png, walk.png,
            traversals.png, and with --latent-dim 2 latent_space.png and latent_space_images.png
+Report:    report.md#3-variational-autoencoder-vaepy
 Papers:    Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114.
            Rezende, Mohamed and Wierstra, Stochastic Backpropagation, ICML 2014, arXiv:1401.4082.
            Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, arXiv:1509.00519.
@@ -42,7 +44,7 @@ from torch import nn
 
 import common
 
-UNUSED = 0.05  # a latent dimension with a KL of less, in nats per image, says nothing
+UNUSED_KL = 0.05  # a latent dimension with a KL of less, in nats per image, says nothing
 IMPORTANCE_SAMPLES = 100  # per test image, for the estimate of log p(x)
 
 
@@ -75,12 +77,12 @@ class myVAE(nn.Module):
         x = x.flatten(1)
         h = self.encoder(x if c is None else torch.cat([x, c], dim=1))  # (N, H_d)
         # Why log-variance? A layer's output is any real number; its exp is always a valid variance, and the KL needs
-        # the log anyway. The clamp is far from what training uses; it keeps exp() finite if a step goes astray.
-        return self.mu_layer(h), self.logvar_layer(h).clamp(-20, 10)
+        # the log anyway. The clamp keeps that exp finite if a step goes astray.
+        return self.mu_layer(h), self.logvar_layer(h).clamp(max=10)
 
     def reparameterize(self, mu, logvar):
         """z = mu + sigma * epsilon, epsilon ~ N(0, I): a sample of q(z|x) through which gradients reach mu and logvar
-        (Kingma and Welling, section 2.4). torch.normal(mu, sigma) would not let them through."""
+        (Kingma and Welling, section 2.4). With torch.normal(mu, sigma) they would silently be 0."""
         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
     def decode(self, z, c=None):
@@ -132,11 +134,11 @@ def train(model, x_train, x_test, args):
     # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
     # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_updates)
-    history = {f"{which}_{part}": [] for which in ("train", "test") for part in ("loss", "bce", "kl")}
+    history = {"train_loss": [], "train_bce": [], "train_kl": [], "test_loss": [], "test_bce": [], "test_kl": []}
     start = time.perf_counter()
     for epoch in range(1, args.n_epochs + 1):
         model.train()
-        sums = dict.fromkeys(("loss", "bce", "kl"), 0)
+        sums = {"loss": 0, "bce": 0, "kl": 0}
         for (x,) in common.minibatches(args.batch_size, x_train):  # x (N, 1, H, W)
             if args.binarize:
                 x = torch.bernoulli(x)  # grey 0.7 is white in 70 % of the epochs
@@ -149,15 +151,16 @@ def train(model, x_train, x_test, args):
             scheduler.step()
             for part, term in terms.items():
                 sums[part] += term.detach() * len(x)  # not .item(): an accelerator would wait at every update
-        for part, test in evaluate(model, x_test).items():
+        test_terms = evaluate(model, x_test)
+        for part in ("loss", "bce", "kl"):
             history[f"train_{part}"].append(float(sums[part]) / len(x_train))
-            history[f"test_{part}"].append(test)
-        loss, bce, kl, test = (history[key][-1] for key in ("train_loss", "train_bce", "train_kl", "test_loss"))
-        if not math.isfinite(loss):
+            history[f"test_{part}"].append(test_terms[part])
+        if not math.isfinite(history["train_loss"][-1]):
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         pace = (time.perf_counter() - start) / epoch
-        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {loss:.2f} (bce {bce:.2f} + kl {kl:.2f})   test {test:.2f}   "
-              f"{pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
+        print(f"epoch {epoch:2d}/{args.n_epochs}   loss {history['train_loss'][-1]:.2f} "
+              f"(bce {history['train_bce'][-1]:.2f} + kl {history['train_kl'][-1]:.2f})   "
+              f"test {test_terms['loss']:.2f}   {pace:.1f} s   eta {pace * (args.n_epochs - epoch):.0f} s", flush=True)
     return history
 
 
@@ -167,7 +170,7 @@ def train(model, x_train, x_test, args):
 def evaluate(model, x):
     """The loss over all of x (n, 1, H, W) and its parts, in nats per image: {loss, bce, kl}."""
     model.eval()
-    sums = dict.fromkeys(("loss", "bce", "kl"), 0.0)
+    sums = {"loss": 0.0, "bce": 0.0, "kl": 0.0}
     for batch in x.split(1000):
         x_hat, mu, logvar = model(batch)
         for part, term in model.loss_function(x_hat, batch, mu, logvar).items():
@@ -246,7 +249,7 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
     # that are used, the most informative first, and two that are not.
     mu, _ = model.encode(x_test[:1])
     order = sorted(range(model.latent_dim), key=lambda i: -kl_per_dimension[i])
-    order = order[:sum(kl > UNUSED for kl in kl_per_dimension) + 2]
+    order = order[:sum(kl > UNUSED_KL for kl in kl_per_dimension) + 2]
     values = [-3, -2.4, -1.8, -1.2, -0.6, 0, 0.6, 1.2, 1.8, 2.4, 3]
     z = mu.repeat(len(order), 11, 1)  # (rows, 11, Z)
     for row, i in enumerate(order):
@@ -282,7 +285,7 @@ parser.add_argument("--latent-dim", type=int, default=16, help="size of the late
 parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL in training")
 # The data set of Burda et al. and of most papers since: only for black and white pixels is -BCE a log-likelihood.
 parser.add_argument("--binarize", action="store_true", help="draw each pixel black or white, grey is its probability")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/vae/")
@@ -295,15 +298,18 @@ parser.add_argument("--validation", action="store_true",
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
     the command line."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(common.flags(argv))
     if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim))
-            and args.beta >= 0):
+            and 0 <= args.beta < math.inf):
         parser.error("--n-epochs, --batch-size, --lr and both sizes must be positive, --beta not negative")
-    out_dir = args.out_dir / ("smoke" if args.smoke else "") / "vae"  # a smoke run never touches a real one
-    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     x_train, _, x_test, y_test = common.load_mnist(args.data_dir, args.device, args.validation)
+    out_dir = args.out_dir / "vae"
     if args.smoke:
-        x_train, x_test, y_test, args.n_epochs = x_train[:512], x_test[:256], y_test[:256], min(args.n_epochs, 2)
+        out_dir = args.out_dir / "smoke" / "vae"  # never touches a real run
+        x_train = x_train[:512]
+        x_test, y_test = x_test[:256], y_test[:256]
+        args.n_epochs = min(args.n_epochs, 2)
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     if args.binarize:  # the test images are drawn once, the same for every seed
         x_test = torch.bernoulli(x_test.cpu(), generator=torch.Generator().manual_seed(0)).to(args.device)
 
@@ -313,20 +319,32 @@ def main(argv=None):
     model = myVAE(**config).to(args.device)
 
     start = time.perf_counter()
-    history = train(model, x_train, x_test, args)
+    try:
+        history = train(model, x_train, x_test, args)
+    except RuntimeError as error:
+        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
+            sys.exit("error: the loss is no longer finite: try a smaller --lr")
+        raise
     seconds = time.perf_counter() - start
+    for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
+        (out_dir / name).unlink(missing_ok=True)
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    model.to(args.device)
     print(f"estimating log p(x) with {IMPORTANCE_SAMPLES} samples for each test image")
-    test, trained = evaluate(model, x_test), evaluate(model, torch.bernoulli(x_train) if args.binarize else x_train)
+    test_terms = evaluate(model, x_test)
+    train_terms = evaluate(model, torch.bernoulli(x_train) if args.binarize else x_train)
     with torch.no_grad():
         kl_per_dimension = model.kl_divergence(*model.encode(x_test)).mean(0).tolist()  # Z numbers
     metrics = {
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
-        "train_loss": trained["loss"],
-        **{f"test_{part}": value for part, value in test.items()},
+        "train_loss": train_terms["loss"],
+        "test_loss": test_terms["loss"],
+        "test_bce": test_terms["bce"],
+        "test_kl": test_terms["kl"],
         "test_kl_per_dimension": kl_per_dimension,
-        "n_used_dimensions": sum(kl > UNUSED for kl in kl_per_dimension),
+        "n_used_dimensions": sum(kl > UNUSED_KL for kl in kl_per_dimension),
         "test_bce_floor": bce_floor(x_test),
         "test_nll_nats": importance_weighted_nll(model, x_test, IMPORTANCE_SAMPLES),
         "importance_samples": IMPORTANCE_SAMPLES,
@@ -335,7 +353,6 @@ def main(argv=None):
     torch.manual_seed(args.seed)  # the figures do not depend on how much the evaluation has drawn
     figures = make_figures(model, history, x_test, y_test, kl_per_dimension)
 
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
     common.save_figures(figures, out_dir, args.show)
     print(f"wrote {out_dir}/: model.pt, metrics.json, {', '.join(f'{name}.png' for name in figures)}")
@@ -345,4 +362,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model, metrics = main([] if common.IN_NOTEBOOK else None)
+    model, metrics = main()

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "matplotlib>=3.8", "torchsummary>=1.5.1"]
 # ///
-"""VQ-VAE: photographs in 64 words out of 512, and new ones. Results: report.md#6-discrete-codes-vqvaepy
+"""VQ-VAE: photographs in 64 words out of 512, and new ones.
 
 The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by the nearest of the K vectors of a
 codebook, e, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers below K.
@@ -18,14 +18,15 @@ numbers):
 quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
 which. The decoder turns the codes that it writes into new images.
 
-Run it:    python vqvae.py              the model, the start of the same without commitment, and the prior; about
-                                        half an hour on a laptop
-           python vqvae.py --alone      only the model
-           python vqvae.py --smoke      every step in seconds, on a few hundred images
-           python vqvae.py --reference  with the settings of github.com/zalandoresearch/pytorch-vq-vae: hours on a CPU
-           python vqvae.py --resume     continue an interrupted run; takes the same flags
-Writes:    runs/vqvae/: metrics.json, model.pt, loss.png, codebook.png, reconstructions.png; without --alone also
-           prior.pt, commitment.png and samples.png; while it runs, checkpoint-*.pt
+Run it:    python vqvae.py                the model, then the prior; about half an hour on a laptop
+           python vqvae.py --no-prior     only the model
+           python vqvae.py --smoke        every step in seconds, on a few hundred images
+           python vqvae.py --resume       continue an interrupted run, with its flags
+           python vqvae.py --reference    the settings of github.com/zalandoresearch/pytorch-vq-vae: hours on a CPU
+           python vqvae.py --no-prior --commitment-cost 0 --out-dir runs/without    what happens without commitment
+Writes:    runs/vqvae/: metrics.json, model.pt, loss.png, codebook.png, reconstructions.png; without --no-prior also
+           prior.pt and samples.png; while it runs, checkpoint-model.pt and checkpoint-prior.pt
+Report:    report.md#6-discrete-codes-vqvaepy
 Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017,
            arXiv:1711.00937 (the loss is equation 3, the moving average is in appendix A.1).
            Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
@@ -44,7 +45,6 @@ import torch
 import torch.nn.functional as F
 import torchsummary
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import common
 
@@ -76,7 +76,7 @@ class VectorQuantizer(nn.Module):
     def nearest(self, z):
         """z (M, D) -> index of the nearest code (M,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
-        return torch.addmm((self.codebook**2).sum(1), z, self.codebook.T, alpha=-2).argmin(dim=1)
+        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of (M, K)
 
     @torch.no_grad()
     def update(self, z, index):
@@ -102,15 +102,16 @@ class VectorQuantizer(nn.Module):
         """Each code that is used less than 0.4 times its fair share becomes one of z (M, D), all different if M >= K.
         """
         self.n_updates += 1
+        order = torch.randperm(len(z), device=z.device)  # drawn even if nothing is revived: the same numbers follow
+        if self.n_updates > self.revive_until:
+            return
         share = len(z) / len(self.codebook)  # n_i if all codes were used alike
-        dead = (self.ema_count < 0.4 * share) & (self.n_updates <= self.revive_until)  # (K,)
-        # Drawn for all codes and used for the dead ones: to ask how many these are would make an accelerator wait.
-        order = torch.randperm(len(z), device=z.device)
+        dead = self.ema_count < 0.4 * share  # (K,)
         chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D)
-        self.codebook.copy_(torch.where(dead.unsqueeze(1), chosen, self.codebook))
+        self.codebook[dead] = chosen[dead]
         # Just above the threshold: if no z uses it here either, it has another chance 19 updates later (decay 0.99).
-        self.ema_count.masked_fill_(dead, 0.48 * share)
-        self.ema_sum.copy_(torch.where(dead.unsqueeze(1), 0.48 * share * chosen, self.ema_sum))
+        self.ema_count[dead] = 0.48 * share
+        self.ema_sum[dead] = 0.48 * share * chosen[dead]
 
     def forward(self, z):
         """z (N, D, h, w) -> e (N, D, h, w), the nearest codes, and their index (N, h, w)"""
@@ -235,14 +236,15 @@ class Prior(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length), persistent=False)
 
     def forward(self, index):
+        """index (N, t) -> logits (N, t, K), for t up to 64"""
         t = index.shape[1]
         start = torch.full_like(index[:, :1], self.token.num_embeddings - 1)
         h = self.token(torch.cat([start, index[:, :-1]], dim=1)) + self.place[:t]  # (N, t, width)
         return self.head(self.layers(h, mask=self.mask[:t, :t], is_causal=True))
 
     def loss_function(self, logits, index):
-        """{loss: minus log2 p(code | the codes before it), the mean over the codes index (N, 64): bits per code}"""
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), index.flatten()) / math.log(2)}
+        """Minus log2 p(code | the codes before it), the mean over the codes index (N, 64): bits per code"""
+        return F.cross_entropy(logits.flatten(0, 1), index.flatten()) / math.log(2)
 
     @torch.no_grad()
     def sample(self, n):
@@ -257,68 +259,116 @@ class Prior(nn.Module):
 
 # %% 2. Training
 
-def train(name, model, data_train, data_test, measure, args):
-    """Minimises model.loss_function with Adam; returns the history: lists of `update`, `seconds` (since the start),
-    `train_...` (the terms of the loss, the mean since the entry before) and `test_...` (what measure(model, images)
-    returns for the first 1,000 of data_test), one entry every LOG_EVERY updates.
+def train(model, x_train, x_test, args):
+    """Minimises the loss with Adam; returns the history: lists of `update`, `seconds` (since the start), `train_...`
+    (the terms of the loss, the mean since the entry before) and `test_...` (what `evaluate` returns for the first 1,000
+    of x_test), one entry every LOG_EVERY updates.
 
-    model, data, measure: a VQVAE, images (n, 3, 32, 32) and `evaluate`, or a Prior, codes (n, 64) and `evaluate_prior`.
-    With args.resume it goes on where an interrupted run has saved a checkpoint: on a CPU through the same numbers as
-    one that was not interrupted.
+    Each entry is also a checkpoint. With args.resume the training goes on from there: on a CPU through the same numbers
+    as one that was not interrupted.
     """
     # The second beta averages squared gradients over 100 updates, as in vae.py; fused: one pass over the weights.
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], args.lr, fused=True,
                                  betas=(0.9, 0.999) if args.constant_lr else (0.95, 0.99))
-    # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0. The
-    # schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
-    scheduler = (torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1) if args.constant_lr
-                 else torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.n_updates))
-    history, sums = {}, {}
-
-    checkpoint, parts = args.out_dir / f"checkpoint-{name}.pt", (model, optimizer, scheduler)
-    settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "out_dir", "show", "resume")}
-    if args.resume and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        different = {key: value for key, value in saved["settings"].items() if value != settings[key]}
-        if different:
-            sys.exit(f"error: {checkpoint} was made with other flags, use the same: {different}")
-        for part, state in zip(parts, saved["parts"]):
-            part.load_state_dict(state)
-        torch.set_rng_state(saved["rng"])
-        history = saved["history"]
-
+    if args.constant_lr:
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    else:
+        # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
+        # The schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.n_updates)
+    checkpoint = args.out_dir / "checkpoint-model.pt"
+    entries, done, seconds = load_checkpoint(checkpoint, model, optimizer, scheduler, args)
     last = min(args.stop_at or args.n_updates, args.n_updates)
-    done, seconds = (history["update"][-1], history["seconds"][-1]) if history else (0, 0.0)
     start = time.perf_counter() - seconds
+    sums = {}
     for update in range(done + 1, last + 1):
         model.train()
         # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
-        batch = data_train[torch.randint(len(data_train), (args.batch_size,)).to(data_train.device)]
-        output = model(batch)
-        terms = model.loss_function(output, batch)
+        x = x_train[torch.randint(len(x_train), (args.batch_size,)).to(x_train.device)]  # (N, 3, 32, 32)
+        output = model(x)
+        terms = model.loss_function(output, x)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
         scheduler.step()
-        sums = {key: sums.get(key, 0) + term.detach() for key, term in terms.items()}
+        for key, term in terms.items():
+            sums[key] = sums.get(key, 0) + term.detach()  # not .item(): an accelerator would wait at every update
         if update % LOG_EVERY == 0 or update == last:
-            entry = {"update": update, "seconds": time.perf_counter() - start,
-                     **{f"train_{key}": float(total) / (update - done) for key, total in sums.items()},
-                     **{f"test_{key}": value for key, value in measure(model, data_test[:1000]).items()}}
+            entry = {"update": update, "seconds": time.perf_counter() - start}
+            for key, total in sums.items():
+                entry[f"train_{key}"] = float(total) / (update - done)
+            for key, value in evaluate(model, x_test[:1000]).items():
+                entry[f"test_{key}"] = value
             if not math.isfinite(entry["train_loss"]):
                 sys.exit("error: the loss is no longer finite: try a smaller --lr")
-            for key, value in entry.items():
-                history.setdefault(key, []).append(value)
             pace = entry["seconds"] / update
-            shown = "".join(f"   {key} {entry[f'train_{key}']:.4f}" for key in list(terms)[:2])
-            print(f"{name}: update {update:5d}/{last}{shown}   test {entry['test_loss']:.4f}   {1000 * pace:.0f} ms   "
-                  f"eta {pace * (last - update):.0f} s", flush=True)
-            done, sums = update, {}
-            half_written = checkpoint.with_suffix(".tmp")
-            torch.save({"settings": settings, "history": history, "rng": torch.get_rng_state(),
-                        "parts": [part.state_dict() for part in parts]}, half_written)
-            half_written.replace(checkpoint)  # whole or not at all
-    return history
+            print(f"update {update:5d}/{last}   reconstruction {entry['train_reconstruction']:.4f}   "
+                  f"commitment {entry['train_commitment']:.4f}   test {entry['test_loss']:.4f}   "
+                  f"{1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
+            entries.append(entry)
+            save_checkpoint(checkpoint, model, optimizer, scheduler, entries, args)
+            done = update
+            sums = {}
+    return {key: [entry[key] for entry in entries] for key in entries[0]}
+
+
+def train_prior(prior, codes_train, codes_test, args):
+    """Minimises the bits per code with Adam, in 0.4 times as many updates as the model had, of 32 images each; returns
+    the history as `train` does. codes_train, codes_test (n, 64)."""
+    last = math.ceil(0.4 * args.n_updates)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=2e-3, betas=(0.95, 0.99), fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=last)
+    checkpoint = args.out_dir / "checkpoint-prior.pt"
+    entries, done, seconds = load_checkpoint(checkpoint, prior, optimizer, scheduler, args)
+    start = time.perf_counter() - seconds
+    total = 0
+    for update in range(done + 1, last + 1):
+        prior.train()
+        codes = codes_train[torch.randint(len(codes_train), (32,)).to(codes_train.device)]  # (32, 64)
+        loss = prior.loss_function(prior(codes), codes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        total += loss.detach()
+        if update % LOG_EVERY == 0 or update == last:
+            entry = {"update": update, "seconds": time.perf_counter() - start}
+            entry["train_loss"] = float(total) / (update - done)
+            entry["test_loss"] = evaluate_prior(prior, codes_test[:1000])
+            if not math.isfinite(entry["train_loss"]):
+                sys.exit("error: the prior's loss is no longer finite: --no-prior does without")
+            pace = entry["seconds"] / update
+            print(f"update {update:5d}/{last}   bits a code {entry['train_loss']:.3f}   test {entry['test_loss']:.3f}"
+                  f"   {1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
+            entries.append(entry)
+            save_checkpoint(checkpoint, prior, optimizer, scheduler, entries, args)
+            done = update
+            total = 0
+    return {key: [entry[key] for entry in entries] for key in entries[0]}
+
+
+def save_checkpoint(path, model, optimizer, scheduler, entries, args):
+    """Everything that --resume needs, the flags and the state of the random numbers included."""
+    half_written = path.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
+                "entries": entries, "flags": json.dumps(vars(args), default=str)}, half_written)
+    half_written.replace(path)  # whole or not at all
+
+
+def load_checkpoint(path, model, optimizer, scheduler, args):
+    """Puts everything where the checkpoint left it; returns the history's entries, the last one's update and seconds.
+    Without args.resume, or without a checkpoint, nothing has happened yet: [], 0, 0."""
+    if not (args.resume and path.exists()):
+        return [], 0, 0.0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    done = saved["entries"][-1]["update"]
+    model.load_state_dict(saved["model"])
+    # Of the optimizer only its averages, as the learning rate is that of args, at the same place of its schedule.
+    optimizer.load_state_dict({**saved["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]})
+    scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done})
+    scheduler.step()
+    torch.set_rng_state(saved["rng"])
+    return saved["entries"], done, saved["entries"][-1]["seconds"]
 
 
 # %% 3. Evaluation
@@ -326,29 +376,32 @@ def train(name, model, data_train, data_test, measure, args):
 @torch.no_grad()
 def evaluate(model, x):
     """Over all of x (n, 3, 32, 32): the loss and its terms; psnr_db; quantization_error, the share of ||z||^2 that the
-    quantizer does not keep; perplexity and codes_used; perplexity_of_256, that of 256 images, as others give it, the
-    mean over x; the 1st, 50th and 99th percentile of the norms of z and e; z_range, the least and the greatest number
-    in z."""
+    quantizer does not keep; perplexity and codes_used; the 1st, 50th and 99th percentile of the norms of z and e;
+    z_range, the least and the greatest number in z."""
     model.eval()
-    sums, norms, indices, extremes = {}, [], [], []
+    sums = {}
+    norms, indices, extremes = [], [], []
     for batch in x.split(256):
         x_hat, z, e, index = output = model(batch)
         terms = model.loss_function(output, batch)
         # Peak signal-to-noise ratio: 10 log10(1 / MSE) of each image. 10 dB more is a tenth of the squared error.
         terms["psnr_db"] = -10 * torch.log10(((x_hat - batch) ** 2).flatten(1).mean(1)).mean()
         terms["quantization_error"] = ((z - e) ** 2).sum() / (z**2).sum()
-        terms["perplexity_of_256"] = 2 ** entropy_bits(torch.bincount(index.flatten()))
-        sums = {key: sums.get(key, 0) + value * len(batch) for key, value in terms.items()}
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0) + value * len(batch)
         norms.append(z.norm(dim=1).flatten())
         indices.append(index)
         extremes += [z.min(), z.max()]
-    codebook, levels = model.quantizer.codebook.cpu(), torch.tensor([0.01, 0.5, 0.99])
+    codebook = model.quantizer.codebook.cpu()
     counts = torch.bincount(torch.cat(indices).flatten(), minlength=len(codebook))
-    return {**{key: float(value) / len(x) for key, value in sums.items()},
-            "perplexity": 2 ** entropy_bits(counts), "codes_used": int((counts > 0).sum()),
-            "z_range": [float(min(extremes)), float(max(extremes))],
-            "z_norm": torch.quantile(torch.cat(norms).cpu(), levels).tolist(),
-            "code_norm": torch.quantile(codebook.norm(dim=1), levels).tolist()}
+    percentiles = torch.tensor([0.01, 0.5, 0.99])
+    results = {key: float(value) / len(x) for key, value in sums.items()}
+    results["perplexity"] = 2 ** entropy_bits(counts)
+    results["codes_used"] = int((counts > 0).sum())
+    results["z_range"] = [float(min(extremes)), float(max(extremes))]
+    results["z_norm"] = torch.quantile(torch.cat(norms).cpu(), percentiles).tolist()
+    results["code_norm"] = torch.quantile(codebook.norm(dim=1), percentiles).tolist()
+    return results
 
 
 def entropy_bits(counts):
@@ -368,79 +421,43 @@ def encode_all(model, x):
 
 @torch.no_grad()
 def evaluate_prior(prior, index):
-    """{loss: bits per code, the mean over all of index (n, 64)}"""
+    """Bits per code, the mean over all of index (n, 64)."""
     prior.eval()
-    total = sum(prior.loss_function(prior(batch), batch)["loss"] * len(batch) for batch in index.split(500))
-    return {"loss": float(total) / len(index)}
-
-
-def multiply_adds(model):
-    """Multiply-adds for one image, forwards. (PyTorch counts a multiply-add as two operations.)"""
-    x = torch.zeros(1, 3, 32, 32, device=model.quantizer.codebook.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(x)
-    return counter.get_total_flops() // 2
-
-
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(prior.loss_function(prior(batch), batch) * len(batch) for batch in index.split(500))
+    return float(total) / len(index)
 
 
 # %% 4. Figures
 
 @torch.no_grad()
-def plot_codebooks(models, x):
-    """The codes of each of models {title: model}, projected on the two directions in which they vary most (PCA). A
-    disc's area shows how often the code is used for x (n, 3, 32, 32), its colour what it decodes to."""
-    figure, axes = plt.subplots(1, len(models), figsize=(8, 4.2), squeeze=False)
-    for axis, (title, model) in zip(axes[0], models.items()):
-        codes = F.pad(model.quantizer.codebook.detach().cpu(), (0, 1))  # (K, D + 1): two directions even if D = 1
-        counts = torch.bincount(encode_all(model, x).flatten().cpu(), minlength=len(codes))
-        _, s, v = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
-        share = 100 * s**2 / (s**2).sum()
-        # An image of nothing but this code, and of that the mean of the middle.
-        grids = model.quantizer.embed(torch.arange(len(codes), device=x.device).reshape(-1, 1, 1).expand(-1, 8, 8))
-        colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu().numpy()
-        axis.scatter(*((codes - codes.mean(0)) @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(), c=colors,
-                     edgecolors="0.4", linewidths=0.4)
-        if axis is axes[0, 0]:
-            codes_left = codes
-        else:
-            axis.plot(*((codes_left - codes.mean(0)) @ v[:2].T).T, "x", color=common.RED)
-            axis.plot([], [], "x", color=common.RED, label="all codes from the left, to scale")
-            axis.legend(loc="upper left")
-            axis.margins(y=0.2)
-        axis.set(title=title, xlabel=f"component 1, {share[0]:.0f} % of the variance",
-                 ylabel=f"component 2, {share[1]:.0f} %")
-        axis.ticklabel_format(scilimits=(-3, 3))
-    return figure
-
-
-def plot_commitment(runs):
-    """The training error and the median norm of z of runs {label: history}."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-    for (label, history), color, style in zip(runs.items(), (common.BLUE, common.RED), ("-", "--")):
-        axes[0].plot(history["update"], history["train_reconstruction"], style, color=color, label=label)
-        axes[1].plot(history["update"], [median for _, median, _ in history["test_z_norm"]], style, color=color)
-    axes[0].set(xlabel="update", ylabel="MSE / variance, training", yscale="log")
-    axes[1].set(xlabel="update", ylabel="norm of encoder outputs z, median", yscale="log")
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
+def plot_codebook(axis, model, x):
+    """The codes, projected on the two directions in which they vary most (PCA). A disc's area shows how often the code
+    is used for x (n, 3, 32, 32), its colour what it decodes to. Returns the projection: codes (K, D) -> (K, 2)."""
+    codes = model.quantizer.codebook.detach().cpu()  # (K, D)
+    counts = torch.bincount(encode_all(model, x).flatten().cpu(), minlength=len(codes))  # (K,)
+    centered = F.pad(codes - codes.mean(0), (0, 1))  # (K, D + 1): two directions even if D = 1
+    _, s, v = torch.linalg.svd(centered, full_matrices=False)
+    share = 100 * s**2 / (s**2).sum()
+    # An image of nothing but this code, and of that the mean of the middle.
+    grids = model.quantizer.embed(torch.arange(len(codes), device=x.device).reshape(-1, 1, 1).expand(-1, 8, 8))
+    colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu().numpy()
+    axis.scatter(*(centered @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(), c=colors, edgecolors="0.4",
+                 linewidths=0.4)
+    axis.set(xlabel=f"component 1, {share[0]:.0f} % of the variance", ylabel=f"component 2, {share[1]:.0f} %")
+    axis.ticklabel_format(scilimits=(-3, 3))
+    return lambda others: F.pad(others - codes.mean(0), (0, 1)) @ v[:2].T
 
 
 @torch.no_grad()
-def make_figures(model, history, without, history_without, prior, codes_train, x_test):
-    """All figures, as {file name without ending: figure}. without, history_without, prior: None with --alone;
-    codes_train (n, 64)."""
+def make_figures(model, history, prior, codes_train, x_test):
+    """All figures, as {file name without ending: figure}. prior: None with --no-prior; codes_train (n, 64)."""
     model.eval()
     figures = {"loss": common.plot_losses(history, {
         "reconstruction": "MSE / variance", "commitment": "commitment term", "perplexity": "perplexity"}, "update")}
-    label = rf"$\lambda$ = {model.commitment_cost:g}"
-    codebooks = {f"{label}, {history['update'][-1]:,} updates": model}
-    if without is not None:
-        codebooks[rf"$\lambda$ = 0, {history_without['update'][-1]:,} updates"] = without
-        figures["commitment"] = plot_commitment({label: history, r"$\lambda$ = 0": history_without})
-    figures["codebook"] = plot_codebooks(codebooks, x_test)
+
+    figure, axis = plt.subplots(figsize=(6, 4.2))
+    plot_codebook(axis, model, x_test)
+    figures["codebook"] = figure
 
     x = x_test[:20]
     x_hat, _, _, index = model(x)
@@ -448,14 +465,15 @@ def make_figures(model, history, without, history_without, prior, codes_train, x
     codes = colors[index.cpu()].permute(0, 3, 1, 2).to(x.device)  # (20, 3, 8, 8)
     codes = codes.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     figures["reconstructions"] = common.plot_images(
-        torch.stack([part[rows] for rows in (slice(10), slice(10, 20)) for part in (x, codes, x_hat)]),
+        torch.stack([x[:10], codes[:10], x_hat[:10], x[10:], codes[10:], x_hat[10:]]),
         2 * ["image", "its 64\ncodes", "decoded"])
 
     if prior is not None:
         prior.eval()
+        written = model.decode(model.quantizer.embed(prior.sample(35))).reshape(5, 7, 3, 32, 32)
         frequencies = torch.bincount(codes_train.flatten(), minlength=len(colors)).float()
-        blocks = prior.sample(35), torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
-        written, drawn = (model.decode(model.quantizer.embed(index)).reshape(5, -1, 3, 32, 32) for index in blocks)
+        drawn = torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
+        drawn = model.decode(model.quantizer.embed(drawn)).reshape(5, 2, 3, 32, 32)
         gap = torch.ones(5, 1, 3, 32, 32, device=x.device)
         # Below them, what the decoder makes of the right codes: the blur is its own, not the prior's.
         figures["samples"] = common.plot_images(
@@ -489,12 +507,10 @@ parser.add_argument("--no-revive", action="store_true", help="let the codes star
 parser.add_argument("--constant-lr", action="store_true", help="no one-cycle schedule, and Adam's usual betas")
 parser.add_argument("--relu-skip", action="store_true", help="relu(x) instead of x on the residual blocks' skip path")
 parser.add_argument("--stop-at", type=int, help="end the training after this update, before the schedule does")
-parser.add_argument("--alone", action="store_true", help="neither the run without commitment nor the prior")
-# By then z has grown by a factor of thousands. The whole run is --alone --commitment-cost 0.
-parser.add_argument("--compared-updates", type=int, default=2000, help="how far the run without commitment goes")
+parser.add_argument("--no-prior", action="store_true", help="train only the model")
 parser.add_argument("--reference", action="store_true", help="the settings of the usual notebook")
-parser.add_argument("--resume", action="store_true", help="continue from OUT_DIR/vqvae/checkpoint-*.pt")
-parser.add_argument("--seed", type=int, default=0, help="same seed, same CPU: same numbers")
+parser.add_argument("--resume", action="store_true", help="continue an interrupted run with its flags; others win")
+parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/vqvae/")
@@ -505,32 +521,43 @@ parser.add_argument("--validation", action="store_true",
 # What --reference changes: the settings of github.com/zalandoresearch/pytorch-vq-vae. Flags beside it still win.
 NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True, "constant_lr": True,
             "relu_skip": True}
+# What --resume cannot change: with these it would be another model, or one that has seen other images.
+FIXED = ("hidden_dim", "latent_dim", "num_residual_hiddens", "num_residual_layers", "codebook_size", "codebook_loss",
+         "relu_skip", "seed", "validation", "dataset")
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model, the prior (None with --alone) and the metrics. argv: a
+    """Trains, evaluates, draws and writes; returns the model, the prior (None with --no-prior) and the metrics. argv: a
     list of flags, None for those of the command line."""
+    argv = common.flags(argv)
     args = parser.parse_args(argv)
     if args.reference:
         args = parser.parse_args(argv, argparse.Namespace(**NOTEBOOK))  # these count as defaults
+    out_dir = args.out_dir / ("smoke/vqvae" if args.smoke else "vqvae")  # a smoke run never touches a real one
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
+    checkpoint = out_dir / "checkpoint-model.pt"
+    if checkpoint.exists() and not args.resume:
+        parser.error(f"{checkpoint} is an unfinished run: --resume continues it; delete it to start anew")
+    if args.resume:
+        if not checkpoint.exists():
+            parser.error(f"there is no {checkpoint} to resume")
+        before = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["flags"])
+        args = parser.parse_args(argv, argparse.Namespace(**{**before, "resume": True}))
+    args.out_dir = out_dir
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
-                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1,
-                                       args.compared_updates, args.stop_at or 1)):
-        parser.error("numbers of updates, --batch-size, --lr and sizes must be positive, --codebook-size above 1")
-    args.out_dir = args.out_dir / ("smoke" if args.smoke else "") / "vqvae"  # a smoke run never touches a real one
-    args.out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
-    if args.resume != any(args.out_dir.glob("checkpoint-*.pt")):
-        parser.error(f"there is no checkpoint in {args.out_dir} to resume" if args.resume else
-                     f"{args.out_dir} holds checkpoints of an unfinished run: --resume continues it; delete them to "
-                     "start anew")
-    # An attribute of args, so that --resume refuses another data set.
+                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1)):
+        parser.error("--n-updates, --batch-size, --lr and sizes must be positive, --codebook-size above 1")
+    if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf and args.stop_at != 0):
+        parser.error("--decay must be below 1, and neither it nor --commitment-cost negative; --stop-at not 0")
     x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation, not args.smoke)
+    if args.resume:
+        for name in FIXED:
+            if getattr(args, name) != before[name]:
+                parser.error(f"{checkpoint} has {name} = {before[name]}, which --resume cannot change")
     if args.smoke:
-        x_train, x_test, args.n_updates = x_train[:512], x_test[:256], min(args.n_updates, 3)
-    # Convolutions are fastest with the channels last in memory. On Apple's GPUs that has led to errors
-    # (pytorch/pytorch#140902).
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
-    x_train, x_test = x_train.contiguous(memory_format=layout), x_test.contiguous(memory_format=layout)
+        x_train = x_train[:512]
+        x_test = x_test[:256]
+        args.n_updates = min(args.n_updates, 3)
 
     config = {"num_hiddens": args.hidden_dim, "num_residual_hiddens": args.num_residual_hiddens,
               "num_residual_layers": args.num_residual_layers, "num_embeddings": args.codebook_size,
@@ -543,68 +570,61 @@ def main(argv=None):
     torchsummary.summary(layers.decoder, (args.latent_dim, 8, 8), device="cpu")
 
     torch.manual_seed(args.seed)
-    model = VQVAE(**config).to(args.device, memory_format=layout)
-    history = train("model", model, x_train, x_test, evaluate, args)
+    model = VQVAE(**config).to(args.device)
+    history = train(model, x_train, x_test, args)
+    for name in ("prior.pt", "samples.png", "metrics.json"):  # what an earlier run may have left beside model.pt
+        (out_dir / name).unlink(missing_ok=True)
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    model.to(args.device)
     print("measuring the errors on all images")
-    codes_train, codes_test = encode_all(model, x_train), encode_all(model, x_test)
-    trained = evaluate(model, x_train)
+    codes_train = encode_all(model, x_train)
+    codes_test = encode_all(model, x_test)
+    train_metrics = evaluate(model, x_train)
     metrics = {
         "settings": vars(args),
         "dataset": args.dataset,
-        "n_parameters": count_parameters(model),
-        "multiply_adds": multiply_adds(model),
+        "n_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seconds": history["seconds"][-1],
         "data_variance": config["data_variance"],
-        **{f"train_{key}": trained[key] for key in ("loss", "reconstruction")},
+        "train_loss": train_metrics["loss"],
+        "train_reconstruction": train_metrics["reconstruction"],
         **{f"test_{key}": value for key, value in evaluate(model, x_test).items()},
         "history": history,
     }
-    without = history_without = prior = None
-    if not args.alone and args.commitment_cost:
-        print("the same without the commitment loss, schedule and all, for comparison")
-        torch.manual_seed(args.seed)
-        without = VQVAE(**{**config, "commitment_cost": 0.0}).to(args.device, memory_format=layout)
-        compared_args = argparse.Namespace(**{**vars(args), "stop_at": args.compared_updates})
-        history_without = train("without", without, x_train, x_test, evaluate, compared_args)
-        metrics["no_commitment"] = {"n_updates": history_without["update"][-1],
-                                    **{f"test_{key}": value for key, value in evaluate(without, x_test).items()},
-                                    "seconds": history_without["seconds"][-1], "history": history_without}
-    if not args.alone:
+    prior = None
+    if not args.no_prior:
         print("the prior: a transformer that learns which code follows which")
         torch.manual_seed(args.seed)
         prior = Prior(args.codebook_size, codebook=model.quantizer.codebook.detach().cpu()).to(args.device)
-        prior_args = argparse.Namespace(**{**vars(args), "n_updates": math.ceil(0.4 * args.n_updates), "stop_at": None,
-                                           "batch_size": 32, "lr": 2e-3})
-        history_prior = train("prior", prior, codes_train, codes_test, evaluate_prior, prior_args)
+        history_prior = train_prior(prior, codes_train, codes_test, args)
+        torch.save({"config": {"num_embeddings": args.codebook_size}, "state_dict": prior.cpu().state_dict()},
+                   out_dir / "prior.pt")
+        prior.to(args.device)
         print("measuring the bits a code of all images")
         metrics["prior"] = {
-            "n_parameters": count_parameters(prior),
+            "n_parameters": sum(p.numel() for p in prior.parameters()),
             "n_updates": history_prior["update"][-1],
             "seconds": history_prior["seconds"][-1],
-            "train_bits_per_code": evaluate_prior(prior, codes_train)["loss"],
-            "test_bits_per_code": evaluate_prior(prior, codes_test)["loss"],
+            "train_bits_per_code": evaluate_prior(prior, codes_train),
+            "test_bits_per_code": evaluate_prior(prior, codes_test),
             "code_entropy_bits": entropy_bits(torch.bincount(codes_test.flatten(), minlength=args.codebook_size)),
             "uniform_bits": math.log2(args.codebook_size),
             "history": history_prior,
         }
     torch.manual_seed(args.seed)  # the figures do not depend on how much the training has drawn
-    figures = make_figures(model, history, without, history_without, prior, codes_train, x_test)
+    figures = make_figures(model, history, prior, codes_train, x_test)
 
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, args.out_dir / "model.pt")
-    if prior is not None:
-        torch.save({"config": {"num_embeddings": args.codebook_size}, "state_dict": prior.cpu().state_dict()},
-                   args.out_dir / "prior.pt")
-    (args.out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
-    common.save_figures(figures, args.out_dir, args.show)
-    for checkpoint in args.out_dir.glob("checkpoint-*.pt"):  # nothing is left to resume
-        checkpoint.unlink()
-    print(f"wrote {args.out_dir}/: model.pt, {'prior.pt, ' * (prior is not None)}metrics.json, "
-          f"{', '.join(f'{name}.png' for name in figures)}")
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=1, default=str))
+    common.save_figures(figures, out_dir, args.show)
+    for name in ("checkpoint-model.pt", "checkpoint-prior.pt"):  # nothing is left to resume
+        (out_dir / name).unlink(missing_ok=True)
+    print(f"wrote {out_dir}/: metrics.json, {', '.join(sorted(path.name for path in out_dir.glob('*.p[tn]*')))}")
     print(f"test error {metrics['test_reconstruction']:.4f} of the variance, perplexity "
-          f"{metrics['test_perplexity']:.0f}"
-          + (f", {metrics['prior']['test_bits_per_code']:.2f} bits a code" if prior is not None else ""))
+          f"{metrics['test_perplexity']:.0f}")
+    if prior is not None:
+        print(f"the prior needs {metrics['prior']['test_bits_per_code']:.2f} bits a code")
     return model, prior, metrics
 
 
 if __name__ == "__main__":
-    model, prior, metrics = main([] if common.IN_NOTEBOOK else None)
+    model, prior, metrics = main()
