@@ -4,24 +4,24 @@
 # ///
 """VQ-VAE: photographs in 64 words out of 512, and new ones.
 
-The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by the nearest of the K vectors of a
-codebook, e, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers below K.
-Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`; MSE is the mean over all
-numbers):
+The encoder turns a 32 x 32 image into an 8 x 8 grid of vectors z. Each is replaced by its code e, the nearest of the K
+vectors of a codebook, and the decoder sees only these. The latent space is thus discrete: an image is 64 whole numbers
+below K. Encoder, codebook and decoder are learned together (sg is the stop-gradient, `.detach()`; MSE is the mean over
+all numbers, var the variance of the training images):
 
-    L  =  MSE(x_hat, x) / var(x)   +   lambda MSE(z, sg(e))         +   gamma MSE(e, sg(z))
+    L  =  MSE(x_hat, x) / var      +   lambda MSE(z, sg(e))         +   gamma MSE(e, sg(z))
           reconstruction:              commitment: the encoder          codebook: the codes go to the encoder outputs.
           encoder and decoder          stays near the codes,            gamma = 1 with --codebook-loss; by default 0,
                                        lambda = 0.25                    and the codes follow by a moving average instead
 
 "The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, as if the
-quantizer were not there. When all this is learned, a small causal transformer learns p(codes), which code follows
-which. The decoder turns the codes that it writes into new images.
+quantizer were not there. When all this is learned, a small causal transformer learns which code follows which. The
+decoder turns the codes that it samples into new images.
 
 Run it:    python vqvae.py                the model, then the prior; about half an hour on a laptop
            python vqvae.py --no-prior     only the model
            python vqvae.py --smoke        every step in seconds, on a few hundred images
-           python vqvae.py --resume       continue an interrupted run, with its flags
+           python vqvae.py --resume       continue an interrupted run, with its flags (after the first 100 updates)
            python vqvae.py --reference    the settings of github.com/zalandoresearch/pytorch-vq-vae: hours on a CPU
            python vqvae.py --no-prior --commitment-cost 0 --out-dir runs/without    what happens without commitment
 Writes:    runs/vqvae/: metrics.json, model.pt, loss.png, codebook.png, reconstructions.png; without --no-prior also
@@ -58,9 +58,9 @@ class VectorQuantizer(nn.Module):
 
     ema=True: the codes follow z by an exponential moving average (appendix A.1). ema=False: the codes are parameters,
         and learn by the codebook term of the loss.
-    revive_until: up to this update, a code that is hardly ever the nearest becomes a random z of the present batch.
-        After the first update nearly all codes are in that state, so this is also how the codebook starts: from data.
-        0 is what is usual: codes start from N(0, I), and those that no z is near stay unused, often for long.
+    revive_until: up to this update, a code that is seldom the nearest becomes a random z of the present batch. That is
+        also how the codebook starts: from data, as counts start at 0. With 0, as is usual, codes start from N(0, I);
+        the first update divides the random m_i of an unused code by a count near 0, and throws the code far away.
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=64, decay=0.99, ema=True, revive_until=0):
@@ -71,12 +71,12 @@ class VectorQuantizer(nn.Module):
         # m_i of the paper: the sum of the z that use it. It starts from a draw of its own, as in the
         # notebook that --reference follows.
         self.register_buffer("ema_sum", torch.randn(num_embeddings, embedding_dim))
-        self.register_buffer("n_updates", torch.tensor(0))
+        self.register_buffer("n_updates", torch.tensor(0))  # a buffer, so that a checkpoint has it
 
     def nearest(self, z):
         """z (M, D) -> index of the nearest code (M,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
-        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of (M, K)
+        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of the distances (M, K)
 
     @torch.no_grad()
     def update(self, z, index):
@@ -91,7 +91,7 @@ class VectorQuantizer(nn.Module):
         total = torch.zeros_like(self.codebook).index_add_(0, index, z)  # (K, D)
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
-        # Laplace smoothing: every code gets a little of all counts. None is 0, and their sum stays the same.
+        # Laplace smoothing: every code gets a little of all counts, so that none is 0; their sum stays the same.
         n = self.ema_count.sum()
         self.ema_count.add_(1e-5).mul_(n / (n + len(self.codebook) * 1e-5))
         if self.ema:
@@ -102,14 +102,14 @@ class VectorQuantizer(nn.Module):
         """Each code that is used less than 0.4 times its fair share becomes one of z (M, D), all different if M >= K.
         """
         self.n_updates += 1
-        order = torch.randperm(len(z), device=z.device)  # drawn even if nothing is revived: the same numbers follow
+        order = torch.randperm(len(z), device=z.device)  # drawn in any case: --no-revive sees the same batches
         if self.n_updates > self.revive_until:
             return
         share = len(z) / len(self.codebook)  # n_i if all codes were used alike
         dead = self.ema_count < 0.4 * share  # (K,)
-        chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D)
+        chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D); again from the start if M < K
         self.codebook[dead] = chosen[dead]
-        # Just above the threshold: if no z uses it here either, it has another chance 19 updates later (decay 0.99).
+        # Just above the threshold: 0.48 * 0.99^19 < 0.4, so if no z uses it, it is revived again 19 updates later.
         self.ema_count[dead] = 0.48 * share
         self.ema_sum[dead] = 0.48 * share * chosen[dead]
 
@@ -118,7 +118,7 @@ class VectorQuantizer(nn.Module):
         n, _, height, width = z.shape
         flat = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N*h*w, D)
         index = self.nearest(flat.detach()).reshape(n, height, width)
-        e = self.embed(index)
+        e = self.embed(index)  # the codes as they are before the update
         if self.training:
             self.update(flat.detach(), index.flatten())
         return e, index
@@ -197,15 +197,13 @@ class VQVAE(nn.Module):
         """What forward returned for x -> the loss and its terms, scalars: {loss, reconstruction, commitment, codebook}
         (arXiv:1711.00937, equation 3).
 
-        reconstruction: mean squared error per pixel and channel over the variance of the training data. 1 is what the
-            mean grey of all images gets, 0 is perfect.
-        commitment, codebook: the mean of (z - e)^2 over all numbers of z. They are the same number; they differ in who
-            learns from it.
+        reconstruction: about 1 if every pixel is the mean grey of all images, 0 if all are right.
+        commitment, codebook: the same number; they differ in who learns from it.
         """
         x_hat, z, e, _ = output
         reconstruction = F.mse_loss(x_hat, x) / self.data_variance
         commitment = F.mse_loss(z, e.detach())  # moves the encoder, not the codes
-        codebook = F.mse_loss(e, z.detach())  # moves the codes, not the encoder
+        codebook = F.mse_loss(e, z.detach())  # moves the codes, not the encoder, with ema=False
         loss = reconstruction + self.commitment_cost * commitment
         if not self.quantizer.ema:
             loss = loss + codebook
@@ -226,6 +224,7 @@ class Prior(nn.Module):
         self.token = nn.Embedding(num_embeddings + 1, width)  # the last one is the start symbol
         if codebook is not None:
             codes = (codebook - codebook.mean(0)) / codebook.std()
+            # Divided so that the variance is 1, as nn.Embedding's.
             self.token.weight.data[:-1] = codes @ torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
         layer = nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
@@ -267,21 +266,21 @@ def train(model, x_train, x_test, args):
     Each entry is also a checkpoint. With args.resume the training goes on from there: on a CPU through the same numbers
     as one that was not interrupted.
     """
-    # The second beta averages squared gradients over 100 updates, as in vae.py; fused: one pass over the weights.
+    # The second beta, 0.99, averages squared gradients over 100 updates. fused: one pass over the weights.
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], args.lr, fused=True,
                                  betas=(0.9, 0.999) if args.constant_lr else (0.95, 0.99))
     if args.constant_lr:
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)  # does nothing
     else:
         # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
         # The schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.n_updates)
     checkpoint = args.out_dir / "checkpoint-model.pt"
-    entries, done, seconds = load_checkpoint(checkpoint, model, optimizer, scheduler, args)
+    entries, logged, seconds = load_checkpoint(checkpoint, model, optimizer, scheduler, args)
     last = min(args.stop_at or args.n_updates, args.n_updates)
     start = time.perf_counter() - seconds
     sums = {}
-    for update in range(done + 1, last + 1):
+    for update in range(logged + 1, last + 1):
         model.train()
         # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
         x = x_train[torch.randint(len(x_train), (args.batch_size,)).to(x_train.device)]  # (N, 3, 32, 32)
@@ -292,37 +291,38 @@ def train(model, x_train, x_test, args):
         optimizer.step()
         scheduler.step()
         for key, term in terms.items():
-            sums[key] = sums.get(key, 0) + term.detach()  # not .item(): an accelerator would wait at every update
+            sums[key] = sums.get(key, 0) + term.detach()
         if update % LOG_EVERY == 0 or update == last:
             entry = {"update": update, "seconds": time.perf_counter() - start}
             for key, total in sums.items():
-                entry[f"train_{key}"] = float(total) / (update - done)
+                entry[f"train_{key}"] = float(total) / (update - logged)
             for key, value in evaluate(model, x_test[:1000]).items():
                 entry[f"test_{key}"] = value
-            if not math.isfinite(entry["train_loss"]):
+            if not math.isfinite(entry["train_loss"] + entry["test_loss"]):
                 sys.exit("error: the loss is no longer finite: try a smaller --lr")
             pace = entry["seconds"] / update
             print(f"update {update:5d}/{last}   reconstruction {entry['train_reconstruction']:.4f}   "
-                  f"commitment {entry['train_commitment']:.4f}   test {entry['test_loss']:.4f}   "
+                  f"test {entry['test_reconstruction']:.4f}   commitment {entry['train_commitment']:.4f}   "
                   f"{1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
             entries.append(entry)
-            save_checkpoint(checkpoint, model, optimizer, scheduler, entries, args)
-            done = update
+            save_checkpoint(checkpoint, model, optimizer, entries, args)
+            (args.out_dir / "checkpoint-prior.pt").unlink(missing_ok=True)  # it has learned the codes of another model
+            logged = update
             sums = {}
     return {key: [entry[key] for entry in entries] for key in entries[0]}
 
 
 def train_prior(prior, codes_train, codes_test, args):
-    """Minimises the bits per code with Adam, in 0.4 times as many updates as the model had, of 32 images each; returns
+    """Minimises the bits per code with Adam, in 0.4 times as many updates as the model has, of 32 images each; returns
     the history as `train` does. codes_train, codes_test (n, 64)."""
     last = math.ceil(0.4 * args.n_updates)
     optimizer = torch.optim.Adam(prior.parameters(), lr=2e-3, betas=(0.95, 0.99), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=last)
     checkpoint = args.out_dir / "checkpoint-prior.pt"
-    entries, done, seconds = load_checkpoint(checkpoint, prior, optimizer, scheduler, args)
+    entries, logged, seconds = load_checkpoint(checkpoint, prior, optimizer, scheduler, args)
     start = time.perf_counter() - seconds
     total = 0
-    for update in range(done + 1, last + 1):
+    for update in range(logged + 1, last + 1):
         prior.train()
         codes = codes_train[torch.randint(len(codes_train), (32,)).to(codes_train.device)]  # (32, 64)
         loss = prior.loss_function(prior(codes), codes)
@@ -333,21 +333,21 @@ def train_prior(prior, codes_train, codes_test, args):
         total += loss.detach()
         if update % LOG_EVERY == 0 or update == last:
             entry = {"update": update, "seconds": time.perf_counter() - start}
-            entry["train_loss"] = float(total) / (update - done)
+            entry["train_loss"] = float(total) / (update - logged)
             entry["test_loss"] = evaluate_prior(prior, codes_test[:1000])
-            if not math.isfinite(entry["train_loss"]):
-                sys.exit("error: the prior's loss is no longer finite: --no-prior does without")
+            if not math.isfinite(entry["train_loss"] + entry["test_loss"]):
+                sys.exit("error: the prior's loss is no longer finite: --resume --no-prior leaves it out")
             pace = entry["seconds"] / update
-            print(f"update {update:5d}/{last}   bits a code {entry['train_loss']:.3f}   test {entry['test_loss']:.3f}"
+            print(f"update {update:5d}/{last}   bits per code {entry['train_loss']:.3f}   test {entry['test_loss']:.3f}"
                   f"   {1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
             entries.append(entry)
-            save_checkpoint(checkpoint, prior, optimizer, scheduler, entries, args)
-            done = update
+            save_checkpoint(checkpoint, prior, optimizer, entries, args)
+            logged = update
             total = 0
     return {key: [entry[key] for entry in entries] for key in entries[0]}
 
 
-def save_checkpoint(path, model, optimizer, scheduler, entries, args):
+def save_checkpoint(path, model, optimizer, entries, args):
     """Everything that --resume needs, the flags and the state of the random numbers included."""
     half_written = path.with_suffix(".tmp")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
@@ -356,33 +356,34 @@ def save_checkpoint(path, model, optimizer, scheduler, entries, args):
 
 
 def load_checkpoint(path, model, optimizer, scheduler, args):
-    """Puts everything where the checkpoint left it; returns the history's entries, the last one's update and seconds.
-    Without args.resume, or without a checkpoint, nothing has happened yet: [], 0, 0."""
+    """With args.resume, goes on from a checkpoint: puts its state into model, optimizer and scheduler, and returns the
+    history's entries, the last one's update and its seconds. Otherwise, or if there is none: [], 0, 0."""
     if not (args.resume and path.exists()):
         return [], 0, 0.0
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    done = saved["entries"][-1]["update"]
+    last = saved["entries"][-1]
     model.load_state_dict(saved["model"])
-    # Of the optimizer only its averages, as the learning rate is that of args, at the same place of its schedule.
+    # Only Adam's averages of the gradients: its learning rate follows from args.lr and the number of updates alone.
     optimizer.load_state_dict({**saved["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]})
-    scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done})
-    scheduler.step()
+    scheduler.load_state_dict({"last_epoch": last["update"] - 1, "_step_count": last["update"] + 1})
+    scheduler.step()  # sets the rate of the next update
     torch.set_rng_state(saved["rng"])
-    return saved["entries"], done, saved["entries"][-1]["seconds"]
+    return saved["entries"], last["update"], last["seconds"]
 
 
 # %% 3. Evaluation
 
 @torch.no_grad()
 def evaluate(model, x):
-    """Over all of x (n, 3, 32, 32): the loss and its terms; psnr_db; quantization_error, the share of ||z||^2 that the
-    quantizer does not keep; perplexity and codes_used; the 1st, 50th and 99th percentile of the norms of z and e;
-    z_range, the least and the greatest number in z."""
+    """Over all of x (n, 3, 32, 32): the loss and its terms; psnr_db; quantization_error, ||z - e||^2 / ||z||^2;
+    perplexity and codes_used; z_range, the least and the greatest number in z; z_norm and code_norm, the 1st, 50th and
+    99th percentile of the norms of z and of all codes."""
     model.eval()
     sums = {}
     norms, indices, extremes = [], [], []
     for batch in x.split(256):
-        x_hat, z, e, index = output = model(batch)
+        output = model(batch)
+        x_hat, z, e, index = output
         terms = model.loss_function(output, batch)
         # Peak signal-to-noise ratio: 10 log10(1 / MSE) of each image. 10 dB more is a tenth of the squared error.
         terms["psnr_db"] = -10 * torch.log10(((x_hat - batch) ** 2).flatten(1).mean(1)).mean()
@@ -438,7 +439,7 @@ def plot_codebook(axis, model, x):
     centered = F.pad(codes - codes.mean(0), (0, 1))  # (K, D + 1): two directions even if D = 1
     _, s, v = torch.linalg.svd(centered, full_matrices=False)
     share = 100 * s**2 / (s**2).sum()
-    # An image of nothing but this code, and of that the mean of the middle.
+    # An image of nothing but this code, and the mean colour of its middle.
     grids = model.quantizer.embed(torch.arange(len(codes), device=x.device).reshape(-1, 1, 1).expand(-1, 8, 8))
     colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu().numpy()
     axis.scatter(*(centered @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(), c=colors, edgecolors="0.4",
@@ -503,7 +504,7 @@ parser.add_argument("--codebook-size", type=int, default=512, help="number of co
 parser.add_argument("--commitment-cost", type=float, default=0.25, help="lambda")
 parser.add_argument("--codebook-loss", action="store_true", help="learn the codes by their loss, not by the average")
 parser.add_argument("--decay", type=float, default=0.99, help="of the codes' moving average")
-parser.add_argument("--no-revive", action="store_true", help="let the codes start from N(0, I), and do not revive them")
+parser.add_argument("--no-revive", action="store_true", help="codes start from N(0, I), and none is revived")
 parser.add_argument("--constant-lr", action="store_true", help="no one-cycle schedule, and Adam's usual betas")
 parser.add_argument("--relu-skip", action="store_true", help="relu(x) instead of x on the residual blocks' skip path")
 parser.add_argument("--stop-at", type=int, help="end the training after this update, before the schedule does")
@@ -521,9 +522,9 @@ parser.add_argument("--validation", action="store_true",
 # What --reference changes: the settings of github.com/zalandoresearch/pytorch-vq-vae. Flags beside it still win.
 NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True, "constant_lr": True,
             "relu_skip": True}
-# What --resume cannot change: with these it would be another model, or one that has seen other images.
-FIXED = ("hidden_dim", "latent_dim", "num_residual_hiddens", "num_residual_layers", "codebook_size", "codebook_loss",
-         "relu_skip", "seed", "validation", "dataset")
+# What --resume cannot change: with these it would be another model, another schedule, or other images.
+FIXED = ("n_updates", "hidden_dim", "latent_dim", "num_residual_hiddens", "num_residual_layers", "codebook_size",
+         "codebook_loss", "relu_skip", "reference", "seed", "validation", "dataset")
 
 
 def main(argv=None):
@@ -531,8 +532,8 @@ def main(argv=None):
     list of flags, None for those of the command line."""
     argv = common.flags(argv)
     args = parser.parse_args(argv)
-    if args.reference:
-        args = parser.parse_args(argv, argparse.Namespace(**NOTEBOOK))  # these count as defaults
+    if args.reference:  # what is in the namespace beforehand counts as the defaults
+        args = parser.parse_args(argv, argparse.Namespace(**NOTEBOOK))
     out_dir = args.out_dir / ("smoke/vqvae" if args.smoke else "vqvae")  # a smoke run never touches a real one
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     checkpoint = out_dir / "checkpoint-model.pt"
@@ -545,11 +546,13 @@ def main(argv=None):
         args = parser.parse_args(argv, argparse.Namespace(**{**before, "resume": True}))
     args.out_dir = out_dir
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
-                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1)):
-        parser.error("--n-updates, --batch-size, --lr and sizes must be positive, --codebook-size above 1")
-    if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf and args.stop_at != 0):
-        parser.error("--decay must be below 1, and neither it nor --commitment-cost negative; --stop-at not 0")
-    x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation, not args.smoke)
+                                       args.num_residual_hiddens, args.num_residual_layers,
+                                       1 if args.stop_at is None else args.stop_at)):
+        parser.error("--n-updates, --stop-at, --batch-size, --lr and all sizes must be positive")
+    if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf and args.codebook_size > 1):
+        parser.error("--decay must be below 1, neither it nor --commitment-cost negative, --codebook-size above 1")
+    x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation,
+                                                        download=not args.smoke)
     if args.resume:
         for name in FIXED:
             if getattr(args, name) != before[name]:
@@ -563,7 +566,7 @@ def main(argv=None):
               "num_residual_layers": args.num_residual_layers, "num_embeddings": args.codebook_size,
               "embedding_dim": args.latent_dim, "commitment_cost": args.commitment_cost,
               "data_variance": float(x_train.var()), "decay": args.decay, "ema": not args.codebook_loss,
-              # Not in the last tenth: a code that was just revived is a single z, and no mean of many.
+              # Not in the schedule's last tenth: a code that was just revived is a single z, and no mean of many.
               "revive_until": 0 if args.no_revive else args.n_updates * 9 // 10, "relu_skip": args.relu_skip}
     layers = VQVAE(**config)  # torchsummary fails on layers that return several tensors, such as the quantizer
     torchsummary.summary(layers.encoder, (3, 32, 32), device="cpu")
@@ -600,7 +603,7 @@ def main(argv=None):
         torch.save({"config": {"num_embeddings": args.codebook_size}, "state_dict": prior.cpu().state_dict()},
                    out_dir / "prior.pt")
         prior.to(args.device)
-        print("measuring the bits a code of all images")
+        print("measuring the bits per code of all images")
         metrics["prior"] = {
             "n_parameters": sum(p.numel() for p in prior.parameters()),
             "n_updates": history_prior["update"][-1],
@@ -622,7 +625,7 @@ def main(argv=None):
     print(f"test error {metrics['test_reconstruction']:.4f} of the variance, perplexity "
           f"{metrics['test_perplexity']:.0f}")
     if prior is not None:
-        print(f"the prior needs {metrics['prior']['test_bits_per_code']:.2f} bits a code")
+        print(f"the prior needs {metrics['prior']['test_bits_per_code']:.2f} bits per code")
     return model, prior, metrics
 
 
