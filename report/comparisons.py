@@ -36,7 +36,8 @@ class MissingRun(Exception):
     """What a run writes is not there."""
 
     def __init__(self, script, run, seed=""):
-        super().__init__(f"what {script}:{run}:{seed} wrote is not there: python report/reproduce.py {script}:{run}:{seed}")
+        name = f"{script}:{run}:{seed}"
+        super().__init__(f"what {name} wrote is not there: python report/reproduce.py {name}")
 
 
 def seeds_of(script, run):

@@ -70,9 +70,13 @@ def layers(sequential):
     for layer in found:
         if isinstance(layer.get("weight"), torch.Tensor):
             weight = layer["weight"]
-            layer["bias"] = pack(layer["bias"] + torch.zeros(weight.shape[layer["kind"] == "ConvTranspose2d"]))
-            # One row for each number of the patch that a place reads, or for each number of the place that writes one.
-            layer["weight"] = pack(weight.permute(1, 2, 3, 0) if layer["kind"] == "Conv2d" else weight)
+            if layer["kind"] == "Conv2d":
+                n_out = weight.shape[0]
+                weight = weight.permute(1, 2, 3, 0)  # one row for each number of the patch that a place reads
+            else:
+                n_out = weight.shape[1]  # one row for each number of the place that writes a patch
+            layer["weight"] = pack(weight)
+            layer["bias"] = pack(layer["bias"] + torch.zeros(n_out))  # 0 where there is none
     return found
 
 
@@ -124,7 +128,7 @@ def export():
     page["cvae"] = {"kl": pack(kl)}
     inputs["cvae"] = torch.cat([torch.randn(1, len(kl)), cvae.one_hot(y_test[:1])], 1)
 
-    inputs["baseline"] = cvae_structured.take(x[:1], cvae_structured.split_pixels(1)[0])
+    inputs["baseline"] = x[:1].flatten(1)[:, cvae_structured.visible_pixels(1)]
     z = torch.randn(1, models["cvae_structured"].latent_dim)
     inputs["cvae_structured"] = torch.cat([z, inputs["baseline"]], 1)
 
@@ -140,7 +144,8 @@ def export():
     page["networks"] = {name: {"layers": layers(network(name, model)), "shape": list(inputs[name].shape[1:]),
                                "input": pack(inputs[name]), "output": pack(network(name, model)(inputs[name]))}
                         for name, model in models.items()}
-    (HERE / "weights.js").write_text(f"const PAGE = {json.dumps(page, separators=(',', ':'))};\n")
+    script = f"const PAGE = {json.dumps(page, separators=(',', ':'))};\n"
+    (HERE / "weights.js").write_text(script, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
