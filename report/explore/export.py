@@ -52,7 +52,8 @@ def layers(sequential):
             found.append({"kind": kind, "weight": pack(layer.weight, "i8" if layer.weight.numel() > 1e5 else "f16"),
                           "bias": pack(layer.bias)})
         elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            found.append({"kind": kind, "weight": layer.weight.detach(), "bias": 0 if layer.bias is None else layer.bias,
+            found.append({"kind": kind, "weight": layer.weight.detach(),
+                          "bias": 0 if layer.bias is None else layer.bias,
                           "size": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]})
         elif isinstance(layer, nn.BatchNorm2d):
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
@@ -102,7 +103,8 @@ def export():
     x_train, _, x_test, y_test = common.load_mnist()
     chosen = torch.cat([(y_test == digit).nonzero()[:2].flatten() for digit in range(10)])  # two of each digit
     x, page = x_test[chosen], {"digits": pack(x_test[chosen].flatten(1), "u8"), "labels": y_test[chosen].tolist()}
-    models = {name: load(script, run, 0, model_class, file) for name, (script, run, model_class, file) in MODELS.items()}
+    models = {name: load(script, run, 0, model_class, file)
+              for name, (script, run, model_class, file) in MODELS.items()}
     inputs = {}  # one for each network
 
     codes = models["ae"].encoder(x_test[:2000])
