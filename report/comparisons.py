@@ -1,9 +1,14 @@
-"""The figures that several runs make together, and what needs saved weights: python report/comparisons.py
+"""The figures that several runs make together, and the numbers derived from runs: python report/comparisons.py
 
-After report/reproduce.py. Figures of curves come from runs.json; the others need the weights in runs/report/ and are
-skipped where these are not there. What is measured here is added to runs.json.
+After report/reproduce.py. Curves are drawn from runs.json; other figures need the weights in runs/report/.
+
+    python report/comparisons.py                                   all figures, and the numbers that are missing
+    python report/comparisons.py ae/sweep cvae/test_nll_nats       only these, the numbers anew
+
+A number goes to report/<script>/derived.json, {run: {seed: {key: value}}}, where pages.py finds it.
 """
 
+import json
 import math
 import shutil
 import sys
@@ -13,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 REPORT = Path(__file__).resolve().parent
 sys.path[:0] = [str(REPORT.parent), str(REPORT)]
@@ -21,31 +27,55 @@ import common
 import cvae
 import vae
 import vqvae
-from reproduce import read_runs, write_runs
+from reproduce import folder, read_runs, rounded, seed_lines
 
-WEIGHTS = REPORT.parent / "runs" / "report"
+IMPORTANCE_SAMPLES = 100
+
+
+class MissingRun(Exception):
+    """What a run writes is not there."""
+
+    def __init__(self, script, run, seed=""):
+        name = f"{script}:{run}:{seed}"
+        super().__init__(f"what {name} wrote is not there: python report/reproduce.py {name}")
+
+
+def seeds_of(script, run):
+    """{seed: metrics} of one run, the seeds in order."""
+    runs = read_runs(script)
+    if run not in runs:
+        raise MissingRun(script, run)
+    return dict(sorted(runs[run]["seeds"].items(), key=lambda item: int(item[0])))
 
 
 def column(script, run, key):
-    """One number of each seed, the seeds in order: np.array."""
-    seeds = read_runs(script)[run]["seeds"]
-    return np.array([seeds[seed][key] for seed in sorted(seeds, key=int)])
+    """One number of each seed: np.array."""
+    return np.array([metrics[key] for metrics in seeds_of(script, run).values()])
 
 
-def histories(runs):
-    """Of each seed. runs: one name in runs.json or several, with spaces between them."""
-    seeds = [item for run in runs.split() for item in sorted(read_runs("vqvae")[run]["seeds"].items())]
-    return [metrics["history"] for _, metrics in seeds]
+def saved(script, run, seed, name):
+    """A file that a run wrote beside its metrics."""
+    path = folder(script, run, seed) / name
+    if not path.exists():
+        raise MissingRun(script, run, seed)
+    return path
 
 
 def load(script, run, seed, model_class, name="model"):
-    saved = torch.load(WEIGHTS / f"{script}:{run}:{seed}" / script / f"{name}.pt", weights_only=True)
-    model = model_class(**saved["config"])
-    model.load_state_dict(saved["state_dict"])
+    weights = torch.load(saved(script, run, seed, f"{name}.pt"), weights_only=True)
+    model = model_class(**weights["config"])
+    model.load_state_dict(weights["state_dict"])
     return model.eval()
 
 
-# %% Sections 1 to 5
+def cifar10():
+    """x_train, x_test of the whole CIFAR-10: nothing here is measured on the embedded sample."""
+    x_train, x_test, source = common.load_cifar10()
+    assert source == "CIFAR-10", f"this needs all of CIFAR-10, not the {source}"
+    return x_train, x_test
+
+
+# %% Figures of sections 1 to 5
 
 def ae_sweep():
     figure, axis = plt.subplots(figsize=(8, 3.6))
@@ -81,7 +111,8 @@ BETAS = {"0": "beta-0", "0.1": "beta-0.1", "0.3": "beta-0.3", "1": "main", "3": 
 
 def rate_distortion():
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    kl, bce = ([column("vae", run, key)[:3].mean() for run in BETAS.values()] for key in ("test_kl", "test_bce"))
+    kl = [column("vae", run, "test_kl")[:3].mean() for run in BETAS.values()]
+    bce = [column("vae", run, "test_bce")[:3].mean() for run in BETAS.values()]
     axis.plot(kl, bce, "o-", color=common.BLUE)
     for beta, x, y in zip(BETAS, kl, bce):
         axis.annotate(rf"$\beta$ = {beta}", (x, y), (7, 4), textcoords="offset points")
@@ -106,23 +137,8 @@ def beta_samples():
 
 def vae_plane():
     """Not drawn here: the figures of a run with --latent-dim 2."""
-    for name in ("latent_space", "latent_space_images"):
-        shutil.copy(WEIGHTS / "vae:plane:0" / "vae" / f"{name}.png", REPORT / "vae")
-
-
-@torch.no_grad()
-def binarized_nll():
-    """-log p(x) of the first 1,000 binarized test images with 5,000 samples each, as Burda et al. measure it, and with
-    100 as for all of them."""
-    x_test = torch.bernoulli(common.load_mnist()[2], generator=torch.Generator().manual_seed(0))[:1000]
-    runs = read_runs("vae")
-    for seed, metrics in runs["binarized"]["seeds"].items():
-        for n_samples in (100, 5000):
-            if f"first_1000_nll_{n_samples}_nats" not in metrics:
-                torch.manual_seed(0)
-                nll = vae.importance_weighted_nll(load("vae", "binarized", seed, vae.myVAE), x_test, n_samples)
-                metrics[f"first_1000_nll_{n_samples}_nats"] = round(nll, 4)
-                write_runs("vae", runs)  # a seed takes minutes
+    for name in ("latent_space.png", "latent_space_images.png"):
+        shutil.copy(saved("vae", "plane", 0, name), REPORT / "vae")
 
 
 @torch.no_grad()
@@ -134,14 +150,13 @@ def handwritings():
     return common.plot_images(model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28))
 
 
-def best_of_k():
+def best_of_k_all():
     figure, axis = plt.subplots(figsize=(8, 3.8))
     for quadrants, color in ((1, common.BLUE), (2, common.RED), (3, common.GREEN)):
         run = "main" if quadrants == 1 else f"quadrants-{quadrants}"
         for name, label, style in ((run, "N(0, I)", "-"), (f"learned-prior-{quadrants}", "learned prior", ":")):
-            if name in read_runs("cvae_structured"):
-                best = column("cvae_structured", name, "best_of_k_mse").mean(0)
-                axis.plot(range(1, len(best) + 1), best, style, color=color, label=f"{quadrants} visible: {label}")
+            best = column("cvae_structured", name, "best_of_k_mse").mean(0)
+            axis.plot(range(1, len(best) + 1), best, style, color=color, label=f"{quadrants} visible: {label}")
         axis.axhline(column("cvae_structured", run, "baseline_mse").mean(), color=color, linestyle="--", linewidth=1,
                      label=f"{quadrants} visible: BaselineNN")
     axis.set_xscale("log")
@@ -152,36 +167,42 @@ def best_of_k():
     return figure
 
 
-# %% Section 6 and report/vqvae.md
+# %% Figures of section 6 and of report/vqvae.md
 
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
           "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
           "test_quantization_error": r"$\|z - e\|^2$ / $\|z\|^2$", "test_codes_used": "codes in use"}
 
 
-def plot_runs(runs, panels=tuple(PANELS), until=math.inf):
-    """Runs {label: name in runs.json} against each other, all seeds: the first thick and with a band from the 1st to
-    the 99th percentile where norms are shown, whose lines are medians. Numbers at the lines' ends are seeds."""
+def histories(runs):
+    """(seed, its history) of each seed of several runs, one run after the other."""
+    return [(metrics["settings"]["seed"], metrics["history"])
+            for run in runs for metrics in seeds_of("vqvae", run).values()]
+
+
+def plot_runs(lines, panels=tuple(PANELS), numbered=True):
+    """Two groups of runs against each other, {label: names in runs.json}, all seeds: the first thick and with a band
+    from the 1st to the 99th percentile where norms are shown, whose lines are medians. numbered: the second group's
+    seeds stand at the ends of these lines."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
-    for (label, run), color, style in zip(runs.items(), (common.BLUE, common.RED), ("-", "--")):
-        for i, history in enumerate(histories(run)):
-            shown = sum(update <= until for update in history["update"])
-            updates = history["update"][:shown]
+    for group, (label, runs) in enumerate(lines.items()):
+        color = (common.BLUE, common.RED)[group]
+        for i, (seed, history) in enumerate(histories(runs)):
+            updates = history["update"]
             for axis, key in zip(axes.flat, panels):
-                values = np.maximum(np.array(history[key][:shown]), 1e-3)
+                values = np.maximum(np.array(history[key]), 1e-3)
                 if values.ndim == 2:
                     if i == 0:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
-                axis.plot(updates, values, style, color=color, linewidth=1.6 if i == 0 else 0.8,
+                axis.plot(updates, values, ("-", "--")[group], color=color, linewidth=1.6 if i == 0 else 0.8,
                           label=label if i == 0 else None)
-                if "lambda-0" in run and key == "test_z_norm":  # which seed it is
-                    axis.annotate(str(i), (updates[-1], values[-1]), (4, 0),
-                                  textcoords="offset points", va="center", fontsize=8, color=color)
-                axis.set(ylabel=PANELS[key],
-                         yscale="linear" if key in ("test_perplexity", "test_codes_used") else "log")
+                if numbered and group == 1 and key == "test_z_norm":
+                    axis.annotate(str(seed), (updates[-1], values[-1]), (4, 0), textcoords="offset points",
+                                  va="center", fontsize=8, color=color)
     for axis, key in zip(axes.flat, panels):
+        axis.set(ylabel=PANELS[key], yscale="linear" if key in ("test_perplexity", "test_codes_used") else "log")
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
             axis.set_ylim(top=3)  # a single leap would flatten everything else
     for axis in axes.flat[-2:]:
@@ -196,10 +217,11 @@ def recipes():
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
     for run, batch_size, label, color, style in (
             ("main", 32, "ours", common.BLUE, "-"),
-            ("small-notebook-revive", 32, "the notebook's, codes from data and revived, batches of 32", common.GREEN, "-."),
+            ("small-notebook-revive", 32, "the notebook's, codes from data and revived, batches of 32", common.GREEN,
+             "-."),
             ("small-notebook", 32, "the notebook's, batches of 32", common.ORANGE, ":"),
             ("notebook", 256, "the notebook's, batches of 256", common.RED, "--")):
-        for i, history in enumerate(histories(run)):
+        for i, (_, history) in enumerate(histories([run])):
             for axis, x in zip(axes, (np.array(history["update"]) * batch_size, history["update"])):
                 axis.plot(x, history["test_reconstruction"], style, color=color, linewidth=1.6 if i == 0 else 0.8,
                           label=label if i == 0 else None)
@@ -212,128 +234,257 @@ def recipes():
     return figure
 
 
-def codebooks(run, run_without):
-    """Both codebooks after equally many updates."""
-    models = {"with": load("vqvae", run, 0, vqvae.VQVAE), "without": load("vqvae", run_without, 0, vqvae.VQVAE)}
-    updates = [histories(name)[0]["update"][-1] for name in (run, run_without)]
-    assert updates[0] == updates[1], f"{run}, {run_without}: {updates} updates"
-    return vqvae.plot_codebooks({rf"$\lambda$ = {model.commitment_cost:g}, {updates[0]:,} updates": model
-                                 for model in models.values()}, common.load_cifar10()[1])
-
-
-def more_numbers_of_the_vqvae():
-    """How fast z grows: the slope of log2 of its median norm over all entries up to update 2,000, as updates for a
-    doubling. How long it is at the end: that norm times sqrt(lambda). Bits per dimension: the prior's bits for the codes,
-    and a Gaussian of variance MSE for the pixels, whose values are whole numbers from 0 to 255."""
-    runs = read_runs("vqvae")
-    for run, entry in runs.items():
-        for metrics in entry["seeds"].values():
-            history = metrics["history"]
-            points = [(update, math.log2(norm[1])) for update, norm in zip(history["update"], history["test_z_norm"])
-                      if update <= 2000]
-            if f"{run}-".startswith("lambda-0-"):
-                metrics["doubling_updates"] = float(f"{1 / np.polyfit(*np.transpose(points), 1)[0]:.6g}")
-            if run in ("main", "lambda-0.05", "lambda-1", "lambda-2"):
-                norm = history["test_z_norm"][-1][1] * metrics["settings"]["commitment_cost"] ** 0.5
-                metrics["norm_sqrt_lambda"] = float(f"{norm:.6g}")
-            if "prior" in metrics and "data_variance" in metrics:
-                codes = 64 * metrics["prior"]["test_bits_per_code"] / 3072
-                mse = 255**2 * metrics["test_reconstruction"] * metrics["data_variance"]
-                pixels = 0.5 * math.log2(2 * math.pi * math.e * mse)
-                metrics["bits_per_dimension"] = {key: round(value, 4) for key, value in (
-                    ("codes", codes), ("pixels", pixels), ("all", codes + pixels))}
-    write_runs("vqvae", runs)
-
-
-def no_gradient():
-    """Which share of the z of 1,000 test images gets a gradient of exactly 0 from the reconstruction error."""
-    runs, x_test = read_runs("vqvae"), common.load_cifar10()[1][:1000]
-    for run in ("main", "lambda-0", "notebook", "notebook-lambda-0", "notebook-lambda-0-stopped"):
-        for seed, metrics in runs[run]["seeds"].items():
-            if (WEIGHTS / f"vqvae:{run}:{seed}").exists() and "no_gradient" not in metrics:
-                model = load("vqvae", run, seed, vqvae.VQVAE)
-                e = model.quantizer(model.encode(x_test))[0].detach().requires_grad_()
-                F.mse_loss(model.decode(e), x_test, reduction="sum").backward()  # straight-through: z gets what e gets
-                metrics["no_gradient"] = float(f"{(e.grad == 0).all(dim=1).float().mean():.6g}")
-    write_runs("vqvae", runs)
-
-
 @torch.no_grad()
-def prior_by_counting():
-    """What p(code | left) and p(code | left, upper) need, in bits per code: counts of the training images, smoothed by
-    a little of what the shorter context says. The strength of the smoothing is the best on the last tenth of them."""
-    runs, (x_train, x_test, _) = read_runs("vqvae"), common.load_cifar10()
-    for seed, metrics in runs["main"]["seeds"].items():
-        if "prior_by_counting" in metrics:
-            continue
-        model = load("vqvae", "main", seed, vqvae.VQVAE)
-        train, test = (vqvae.encode_all(model, x).reshape(-1, 8, 8) for x in (x_train, x_test))
-        k = metrics["settings"]["codebook_size"]
-
-        def contexts(codes):  # (n, 8, 8) -> code, left, upper (n * 64,); K where there is none
-            padded = F.pad(codes, (1, 0, 1, 0), value=k)
-            return codes.flatten(), padded[:, 1:, :-1].flatten(), padded[:, :-1, 1:].flatten()
-
-        def bits(known, asked, strengths):
-            (code, left, upper), (code_, left_, upper_) = contexts(known), contexts(asked)
-            p = torch.bincount(code, minlength=k)[code_].double() / len(code)
-            results = []
-            for context, context_, strength in ((left, left_, strengths[0]),
-                                                (left * (k + 1) + upper, left_ * (k + 1) + upper_, strengths[1])):
-                pairs, counts = (context * k + code).unique(return_counts=True)
-                at = torch.searchsorted(pairs, context_ * k + code_).clamp(max=len(pairs) - 1)
-                n = counts[at] * (pairs[at] == context_ * k + code_)
-                total = torch.bincount(context, minlength=(k + 1) ** 2)[context_]
-                p = (n + strength * p) / (total + strength)
-                results.append(float(-torch.log2(p).mean()))
-            return results
-
-        split = len(train) * 9 // 10
-        tried = (10, 30, 100, 300, 1000)
-        best_left = min(tried, key=lambda s: bits(train[:split], train[split:], (s, 1))[0])
-        best = min(tried, key=lambda s: bits(train[:split], train[split:], (best_left, s))[1])
-        metrics["prior_by_counting"] = dict(zip(("left", "left_and_upper"), bits(train, test, (best_left, best))))
-    write_runs("vqvae", runs)
+def codebooks(run, run_without):
+    """Both codebooks after equally many updates; on the right also the left one's codes, to scale."""
+    x_test = cifar10()[1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.2))
+    (_, history), (_, history_without) = histories([run])[0], histories([run_without])[0]
+    n_updates = history["update"][-1]
+    assert history_without["update"][-1] == n_updates, f"{run}, {run_without}: not equally many updates"
+    model = load("vqvae", run, 0, vqvae.VQVAE)
+    without = load("vqvae", run_without, 0, vqvae.VQVAE)
+    vqvae.plot_codebook(left, model, x_test)
+    project = vqvae.plot_codebook(right, without, x_test)
+    right.plot(*project(model.quantizer.codebook).T, "x", color=common.RED, label="all codes from the left, to scale")
+    right.legend(loc="upper left")
+    right.margins(y=0.2)
+    left.set_title(rf"$\lambda$ = {model.commitment_cost:g}, {n_updates:,} updates")
+    right.set_title(rf"$\lambda$ = {without.commitment_cost:g}, {n_updates:,} updates")
+    return figure
 
 
 @torch.no_grad()
 def nearest_images():
     """Ten images that the prior writes, above the training images that are nearest in their pixels."""
     torch.manual_seed(0)
-    x_train = common.load_cifar10()[0]
-    model, prior = load("vqvae", "main", 0, vqvae.VQVAE), load("vqvae", "main", 0, vqvae.Prior, "prior")
+    x_train, _ = cifar10()
+    model = load("vqvae", "main", 0, vqvae.VQVAE)
+    prior = load("vqvae", "main", 0, vqvae.Prior, "prior")
     samples = model.decode(model.quantizer.embed(prior.sample(10))).clamp(0, 1)
     index = torch.cdist(samples.flatten(1), x_train.flatten(1)).argmin(1)
     return common.plot_images(torch.stack([samples, x_train[index]]),
                               ["written by\nthe prior", "nearest\ntraining image"])
 
 
+WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
+# <script>/<file>: what draws it. None has the name of a figure that the script itself draws.
 FIGURES = {
-    "ae/sweep": ae_sweep, "denoise_ae/sweep": denoise_sweep, "vae/rate_distortion": rate_distortion,
-    "vae/beta": beta_samples, "cvae/handwritings": handwritings,
-    "cvae_structured/best_of_k": best_of_k,
-    "vqvae/commitment": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"},
+    "ae/sweep": ae_sweep,
+    "denoise_ae/sweep": denoise_sweep,
+    "vae/rate_distortion": rate_distortion,
+    "vae/beta": beta_samples,
+    "vae/latent_space": vae_plane,
+    "cvae/handwritings": handwritings,
+    "cvae_structured/best_of_k_all": best_of_k_all,
+    "vqvae/commitment": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]},
                                           ("train_reconstruction", "test_z_norm")),
-    "vqvae/commitment_all": lambda: plot_runs({r"$\lambda$ = 0.25": "main", r"$\lambda$ = 0": "lambda-0"}),
-    "vqvae/codebook": lambda: codebooks("main", "lambda-0"),
-    "vqvae/notebook_loss": lambda: plot_runs({r"$\lambda$ = 0.25": "notebook",
-                                              r"$\lambda$ = 0": "notebook-lambda-0 notebook-lambda-0-stopped"},
-                                             ("train_reconstruction", "test_z_norm")),
+    "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
+    "vqvae/codebooks": lambda: codebooks("main", "lambda-0"),
+    "vqvae/notebook_loss": lambda: plot_runs(
+        {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0", "notebook-lambda-0-stopped"]},
+        ("train_reconstruction", "test_z_norm")),
     "vqvae/notebook_codebook": lambda: codebooks("notebook", "notebook-lambda-0"),
-    "vqvae/start": lambda: plot_runs({"codes from data, revived": "short", "codes from N(0, I)": "short-no-revive"}),
-    "vqvae/codebook_loss": lambda: plot_runs({r"codebook loss, $\lambda$ = 0.25": "short-codebook-loss",
-                                              r"codebook loss, $\lambda$ = 0": "short-codebook-loss-lambda-0"}),
-    "vqvae/recipes": recipes, "vqvae/nearest": nearest_images}
+    "vqvae/start": lambda: plot_runs({"codes from data, revived": ["short"],
+                                      "codes from N(0, I)": ["short-no-revive"]}, numbered=False),
+    "vqvae/codebook_loss": lambda: plot_runs({f"codebook loss, {WITH}": ["short-codebook-loss"],
+                                              f"codebook loss, {WITHOUT}": ["short-codebook-loss-lambda-0"]}),
+    "vqvae/recipes": recipes,
+    "vqvae/nearest": nearest_images,
+}
+
+
+# %% Numbers: each function gets a run's name, a seed and their metrics
+
+@torch.no_grad()
+def binarized_nll(run, seed, n_samples):
+    """-log p(x) of the first 1,000 binarized test images. With 5,000 samples each it is measured as by Burda et al."""
+    x_test = torch.bernoulli(common.load_mnist()[2], generator=torch.Generator().manual_seed(0))[:1000]
+    model = load("vae", run, seed, vae.myVAE)
+    torch.manual_seed(0)
+    return vae.importance_weighted_nll(model, x_test, n_samples)
+
+
+class OneDigit:
+    """A model of cvae.py whose condition is always the same digit: so vae.py's functions, which know of no condition,
+    can measure it."""
+
+    def __init__(self, model, digit):
+        self.model, self.digit = model, digit
+
+    def condition(self, n):
+        return cvae.condition(self.model, torch.full((n,), self.digit))
+
+    def eval(self):
+        self.model.eval()
+
+    def encode(self, x):
+        return self.model.encode(x, self.condition(len(x)))
+
+    def decode(self, z):
+        return self.model.decode(z, self.condition(len(z)))
+
+
+@torch.no_grad()
+def cvae_nll(run, seed, metrics):
+    """The upper bound on -log p(x|c) that importance samples give, or on -log p(x) without the label: the mean over all
+    test images, one digit after the other."""
+    _, _, x_test, y_test = common.load_mnist()
+    model = load("cvae", run, seed, cvae.myVAE)
+    torch.manual_seed(0)
+    total = 0.0
+    for digit in range(cvae.N_CLASSES):
+        images = x_test[y_test == digit]
+        total += vae.importance_weighted_nll(OneDigit(model, digit), images, IMPORTANCE_SAMPLES) * len(images)
+    return total / len(x_test)
+
+
+def doubling_updates(run, seed, metrics):
+    """How fast z grows: the slope of log2 of its median norm over all entries up to update 2,000, as updates for a
+    doubling."""
+    history = metrics["history"]
+    shown = [i for i, update in enumerate(history["update"]) if update <= 2000]
+    updates = [history["update"][i] for i in shown]
+    logs = [math.log2(history["test_z_norm"][i][1]) for i in shown]
+    slope, _ = np.polyfit(updates, logs, 1)
+    return 1 / slope
+
+
+def norm_sqrt_lambda(run, seed, metrics):
+    """How long z is at the end: its median norm times sqrt(lambda)."""
+    _, median, _ = metrics["history"]["test_z_norm"][-1]
+    return median * metrics["settings"]["commitment_cost"] ** 0.5
+
+
+def bits_per_dimension(run, seed, metrics):
+    """The prior's bits for the codes, and those of a Gaussian with variance MSE for the pixels, whole numbers from 0 to
+    255."""
+    codes = 64 * metrics["prior"]["test_bits_per_code"] / 3072
+    mse = 255**2 * metrics["test_reconstruction"] * metrics["data_variance"]
+    pixels = 0.5 * math.log2(2 * math.pi * math.e * mse)
+    return {"codes": round(codes, 4), "pixels": round(pixels, 4), "all": round(codes + pixels, 4)}
+
+
+@torch.no_grad()
+def multiply_adds(run, seed, metrics):
+    """Multiply-adds for one image, forwards. (PyTorch counts a multiply-add as two operations.)"""
+    settings = metrics["settings"]
+    model = vqvae.VQVAE(num_hiddens=settings["hidden_dim"], num_residual_hiddens=settings["num_residual_hiddens"],
+                        num_residual_layers=settings["num_residual_layers"],
+                        num_embeddings=settings["codebook_size"], embedding_dim=settings["latent_dim"]).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() // 2
+
+
+def no_gradient(run, seed, metrics):
+    """Which share of the z of 1,000 test images gets a gradient of exactly 0 from the reconstruction error."""
+    model = load("vqvae", run, seed, vqvae.VQVAE)
+    x_test = cifar10()[1][:1000]
+    e = model.quantizer(model.encode(x_test))[0].detach().requires_grad_()
+    F.mse_loss(model.decode(e), x_test, reduction="sum").backward()  # straight-through: z gets what e gets
+    return float((e.grad == 0).all(dim=1).float().mean())
+
+
+@torch.no_grad()
+def prior_by_counting(run, seed, metrics):
+    """What p(code | left) and p(code | left, upper) need on test images, in bits per code, by counts of the training
+    images. The strength of the smoothing is the best on the last tenth of these."""
+    model = load("vqvae", run, seed, vqvae.VQVAE)
+    train, test = (vqvae.encode_all(model, x).reshape(-1, 8, 8) for x in cifar10())
+    n_codes = metrics["settings"]["codebook_size"]
+    split = len(train) * 9 // 10
+
+    def bits(strengths):
+        return bits_by_counting(train[:split], train[split:], n_codes, strengths)
+
+    tried = (10, 30, 100, 300, 1000)
+    for_left = min(tried, key=lambda strength: bits((strength, 1))[0])
+    for_both = min(tried, key=lambda strength: bits((for_left, strength))[1])
+    left, both = bits_by_counting(train, test, n_codes, (for_left, for_both))
+    return {"left": left, "left_and_upper": both}
+
+
+def bits_by_counting(known, asked, n_codes, strengths):
+    """Bits per code of asked (m, 8, 8), given the left code, and given the left and the upper one, by counts of known
+    (n, 8, 8). Each probability is smoothed by a little of what the shorter context says: it counts as so many examples
+    as its strength."""
+    code, left, both = contexts(known, n_codes)
+    asked_code, asked_left, asked_both = contexts(asked, n_codes)
+    p = torch.bincount(code, minlength=n_codes)[asked_code].double() / len(code)
+    bits = []
+    for context, asked_context, strength in ((left, asked_left, strengths[0]), (both, asked_both, strengths[1])):
+        # Pairs of context and code, as one number each; few of all that are possible occur.
+        pairs, counts = (context * n_codes + code).unique(return_counts=True)
+        asked_pairs = asked_context * n_codes + asked_code
+        place = torch.searchsorted(pairs, asked_pairs).clamp(max=len(pairs) - 1)
+        n_pair = torch.where(pairs[place] == asked_pairs, counts[place], 0)
+        n_context = torch.bincount(context, minlength=(n_codes + 1) ** 2)[asked_context]
+        p = (n_pair + strength * p) / (n_context + strength)
+        bits.append(float(-torch.log2(p).mean()))
+    return bits
+
+
+def contexts(codes, n_codes):
+    """codes (n, 8, 8) -> each code, its left neighbour, and its left and upper ones as one number, all (n * 64,). At an
+    edge the neighbour is n_codes."""
+    padded = F.pad(codes, (1, 0, 1, 0), value=n_codes)
+    left = padded[:, 1:, :-1].flatten()
+    upper = padded[:, :-1, 1:].flatten()
+    return codes.flatten(), left, left * (n_codes + 1) + upper
+
+
+# Without the commitment loss, with and without another change.
+GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
+# <script>/<key>: runs (None for all), function
+NUMBERS = {
+    "vae/first_1000_nll_100_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 100)),
+    "vae/first_1000_nll_5000_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 5000)),
+    "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
+    "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
+    "vqvae/multiply_adds": (None, multiply_adds),
+    "vqvae/doubling_updates": (GROWING, doubling_updates),
+    "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
+    "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
+    "vqvae/prior_by_counting": (("main",), prior_by_counting),
+    "vqvae/no_gradient": (("main", "lambda-0", "notebook", "notebook-lambda-0", "notebook-lambda-0-stopped"),
+                          no_gradient),
+}
+
+
+def derived_numbers(name, anew):
+    """Measures what NUMBERS has under this name for all runs and seeds that lack it, or for all, and writes it after
+    each seed, as some take minutes."""
+    script, key = name.split("/")
+    runs, function = NUMBERS[name]
+    path = REPORT / script / "derived.json"
+    derived = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for run in runs or read_runs(script):
+        for seed, metrics in seeds_of(script, run).items():
+            known = derived.setdefault(run, {}).setdefault(seed, {})
+            if anew or key not in known:
+                known[key] = rounded(function(run, seed, metrics))
+                entries = [f'"{run}": {seed_lines(seeds)}' for run, seeds in derived.items()]
+                path.write_text("{" + ",\n".join(entries) + "}\n", encoding="utf-8", newline="\n")
+
+
+def main(names):
+    """Returns how many of the names could not be done."""
+    n_missing = 0
+    for name in names or [*NUMBERS, *FIGURES]:
+        try:
+            if name in NUMBERS:
+                derived_numbers(name, anew=bool(names))
+            else:
+                figure = FIGURES[name]()
+                if figure is not None:
+                    common.save_figures({Path(name).name: figure}, REPORT / Path(name).parent)
+            print(f"done: {name}", flush=True)
+        except MissingRun as missing:  # any other error is a fault of this program
+            n_missing += 1
+            print(f"not done: {name}, as {missing}", flush=True)
+    return n_missing
+
 
 if __name__ == "__main__":
-    for work in (vae_plane, binarized_nll, more_numbers_of_the_vqvae, no_gradient, prior_by_counting, *FIGURES.items()):
-        name, draw = work if isinstance(work, tuple) else (work.__name__, work)
-        if sys.argv[1:] and name not in sys.argv[1:]:
-            continue
-        try:
-            figure = draw()
-            if figure is not None:
-                common.save_figures({Path(name).name: figure}, REPORT / Path(name).parent)
-            print(f"done: {name}")
-        except (FileNotFoundError, KeyError, AssertionError) as error:
-            print(f"not done: {name}, as a run is missing: {error!r}")
+    sys.exit(main(sys.argv[1:]) > 0)

@@ -5,8 +5,10 @@ A number is followed by a marker, a comment that a reader does not see:
     97.8<!--vae:test_loss-->                     that key of report/vae/metrics.json: the main run with its first seed
     97.8 ± 0.4<!--vae:seeds:test_loss-->         mean and standard deviation (n - 1) over the seeds of the main run
     79.7<!--vae:beta-0.3/test_bce-->             another run of report/vae/runs.json, its first seed; seeds: works, too
-    0.5<!--vqvae:2:no_commitment/test_loss-->    the run with --seed 2
+    0.99<!--vqvae:2:lambda-0/test_loss-->        the run with --seed 2
     5.2 ± 0.5<!--cvae:seeds:no-label/test_loss minus main/test_loss-->       the difference, paired by seeds
+
+A number that no run wrote is in report/<script>/derived.json, where comparisons.py puts what it derives from runs.
 
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
@@ -37,14 +39,19 @@ def read(script, name):
     return json.loads((REPORT / script / name).read_text(encoding="utf-8"))
 
 
+def measured(script, run, seed):
+    """All that is known of a run with one seed, None for its first: its metrics, and what comparisons.py derived."""
+    seeds = read(script, "runs.json")[run]["seeds"]
+    first = min(seeds, key=int)
+    metrics = read(script, "metrics.json") if run == "main" and seed is None else seeds[seed or first]
+    derived = read(script, "derived.json") if (REPORT / script / "derived.json").exists() else {}
+    return {**derived.get(run, {}).get(seed or first, {}), **metrics}
+
+
 def look_up(script, seed, key):
     """The number at key, such as beta-0.3/test_bce, for one seed; seed None is the first."""
     run, _, key = key.rpartition("/")
-    if run in ("", "main") and seed is None:
-        value = read(script, "metrics.json")
-    else:
-        seeds = read(script, "runs.json")[run or "main"]["seeds"]
-        value = seeds[seed or min(seeds, key=int)]
+    value = measured(script, run or "main", seed)
     for part in key.split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
     return value

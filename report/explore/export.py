@@ -52,7 +52,8 @@ def layers(sequential):
             found.append({"kind": kind, "weight": pack(layer.weight, "i8" if layer.weight.numel() > 1e5 else "f16"),
                           "bias": pack(layer.bias)})
         elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            found.append({"kind": kind, "weight": layer.weight.detach(), "bias": 0 if layer.bias is None else layer.bias,
+            found.append({"kind": kind, "weight": layer.weight.detach(),
+                          "bias": 0 if layer.bias is None else layer.bias,
                           "size": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]})
         elif isinstance(layer, nn.BatchNorm2d):
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
@@ -70,9 +71,13 @@ def layers(sequential):
     for layer in found:
         if isinstance(layer.get("weight"), torch.Tensor):
             weight = layer["weight"]
-            layer["bias"] = pack(layer["bias"] + torch.zeros(weight.shape[layer["kind"] == "ConvTranspose2d"]))
-            # One row for each number of the patch that a place reads, or for each number of the place that writes one.
-            layer["weight"] = pack(weight.permute(1, 2, 3, 0) if layer["kind"] == "Conv2d" else weight)
+            if layer["kind"] == "Conv2d":
+                n_out = weight.shape[0]
+                weight = weight.permute(1, 2, 3, 0)  # one row for each number of the patch that a place reads
+            else:
+                n_out = weight.shape[1]  # one row for each number of the place that writes a patch
+            layer["weight"] = pack(weight)
+            layer["bias"] = pack(layer["bias"] + torch.zeros(n_out))  # 0 where there is none
     return found
 
 
@@ -98,7 +103,8 @@ def export():
     x_train, _, x_test, y_test = common.load_mnist()
     chosen = torch.cat([(y_test == digit).nonzero()[:2].flatten() for digit in range(10)])  # two of each digit
     x, page = x_test[chosen], {"digits": pack(x_test[chosen].flatten(1), "u8"), "labels": y_test[chosen].tolist()}
-    models = {name: load(script, run, 0, model_class, file) for name, (script, run, model_class, file) in MODELS.items()}
+    models = {name: load(script, run, 0, model_class, file)
+              for name, (script, run, model_class, file) in MODELS.items()}
     inputs = {}  # one for each network
 
     codes = models["ae"].encoder(x_test[:2000])
@@ -124,7 +130,7 @@ def export():
     page["cvae"] = {"kl": pack(kl)}
     inputs["cvae"] = torch.cat([torch.randn(1, len(kl)), cvae.one_hot(y_test[:1])], 1)
 
-    inputs["baseline"] = cvae_structured.take(x[:1], cvae_structured.split_pixels(1)[0])
+    inputs["baseline"] = x[:1].flatten(1)[:, cvae_structured.visible_pixels(1)]
     z = torch.randn(1, models["cvae_structured"].latent_dim)
     inputs["cvae_structured"] = torch.cat([z, inputs["baseline"]], 1)
 
@@ -140,7 +146,8 @@ def export():
     page["networks"] = {name: {"layers": layers(network(name, model)), "shape": list(inputs[name].shape[1:]),
                                "input": pack(inputs[name]), "output": pack(network(name, model)(inputs[name]))}
                         for name, model in models.items()}
-    (HERE / "weights.js").write_text(f"const PAGE = {json.dumps(page, separators=(',', ':'))};\n")
+    script = f"const PAGE = {json.dumps(page, separators=(',', ':'))};\n"
+    (HERE / "weights.js").write_text(script, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

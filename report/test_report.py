@@ -1,0 +1,523 @@
+"""Holds the pages, their figures and the browser page to what they claim: `python report/test_report.py`, or with a
+word behind it the tests that have it in their name.
+
+Nothing is trained for real, no network is needed, nothing is left behind. `pytest report/test_report.py` works, too.
+Without Chromium or Chrome the test of the browser page is skipped. test_all.py tests the scripts.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import unittest
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+REPORT = Path(__file__).resolve().parent
+ROOT = REPORT.parent
+sys.path[:0] = [str(ROOT), str(REPORT), str(REPORT / "explore")]
+
+# test_all refuses python -O, and keeps everything on the CPU.
+from test_all import cifar10, expect, mnist, quiet, replaced, smoke
+
+import ae
+import common
+import comparisons
+import cvae
+import cvae_structured
+import denoise_ae
+import export
+import pages
+import reproduce
+import vae
+import vqvae
+
+SCRIPTS = {"ae": ae, "denoise_ae": denoise_ae, "vae": vae, "cvae": cvae, "cvae_structured": cvae_structured,
+           "vqvae": vqvae}
+
+
+# %% The pages
+
+def test_pages_show_what_runs_measured_and_what_the_scripts_say():
+    for page in pages.PAGES:
+        text = page.read_text(encoding="utf-8")
+        rendered = pages.render(text)
+        for line, expected in zip(text.splitlines(), rendered.splitlines()):
+            assert line == expected, f"{page.name}: python report/pages.py changes\n{line}\nto\n{expected}"
+        assert text == rendered, page.name
+
+
+def test_numbers_of_the_pages():
+    """Mean, standard deviation with n - 1, paired difference, first seed and derived numbers, of runs made up here."""
+    files = {"runs.json": {"main": {"seeds": {"0": {"a": 1.0}, "1": {"a": 2.0}, "2": {"a": 4.0}}},
+                           "other": {"seeds": {"1": {"a": 2.0}, "2": {"a": 1.0}, "0": {"a": 0.5}, "10": {"a": 9.0}}},
+                           "few": {"seeds": {"3": {"a": 7.0, "list": [5, {"b": 6}]}, "4": {"a": 8.0}}}},
+             "metrics.json": {"a": 1.0001},
+             "derived.json": {"main": {"0": {"c": 0.25}, "1": {"c": 0.5}, "2": {"c": 0.5}}, "few": {"3": {"c": 9.0}}}}
+    mean, std = np.mean([1, 2, 4]), math.sqrt(sum((a - 7 / 3) ** 2 for a in (1, 2, 4)) / 2)
+    difference = np.array([1 - 0.5, 2 - 2, 4 - 1])  # seeds 0, 1 and 2 are in both runs
+    std_of_difference = math.sqrt(sum((difference - difference.mean()) ** 2) / 2)
+    expected = {"vae:seeds:a": f"{mean:.4f}\xa0±\xa0{std:.4f}", "vae:seeds:main/a": f"{mean:.4f}\xa0±\xa0{std:.4f}",
+                "vae:seeds:main/a minus other/a": f"{difference.mean():.4f}\xa0±\xa0{std_of_difference:.4f}",
+                "vae:a": "1.0001", "vae:0:a": "1.0000", "vae:2:a": "4.0000", "vae:few/a": "7.0000",
+                "vae:few/list.1.b": "6.0000", "vae:c": "0.2500", "vae:1:c": "0.5000", "vae:few/c": "9.0000",
+                "vae:main/a minus other/a": "0.5001"}
+    with replaced(pages, "read", lambda script, name: files[name]):
+        for key, number in expected.items():
+            before = "0.0000 ± 0.0000" if "±" in number else "0.0000"
+            got = pages.render(f"{before}<!--{key}-->")
+            assert got == f"{number}<!--{key}-->", f"expected {number}, got {got}"
+        assert pages.render("1.0 %<!--vae:c-->") == "25.0 %<!--vae:c-->"
+        for wrong, error in (("a word<!--vae:a-->", ValueError), ("1<!--vae:seeds:few/a-->", AssertionError),
+                             ("1<!--vae:nothing-->", KeyError), ("<!--code:vae.py:myVAE.decode-->\n", AssertionError)):
+            with raised(error):
+                pages.render(wrong)
+
+
+@contextlib.contextmanager
+def raised(kind):
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"expected a {kind.__name__}")
+
+
+def without_code(page):
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(page):
+    """GitHub's names of a page's headings."""
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)", without_code(page), re.MULTILINE)}
+
+
+def test_links_and_figures_of_the_pages_are_there():
+    for page in (*pages.PAGES, ROOT / "data" / "README.md"):
+        links = re.findall(r"\]\(([^)\s]+)\)", without_code(page))
+        sources = re.findall(r'(?:src|href)="([^"]+)"', without_code(page))
+        for target in (*links, *sources):
+            if target.startswith("http"):
+                continue
+            file, _, anchor = target.partition("#")
+            file = page.parent / file if file else page
+            assert file.exists(), f"{page.name}: {target}"
+            assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{page.name}: {target}"
+    explore = (REPORT / "explore" / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'report\.md#([^"]+)"', explore)) <= anchors(ROOT / "report.md")
+    for script, module in SCRIPTS.items():  # each script names its section
+        assert re.search(r"report\.md#(\S+)", module.__doc__)[1] in anchors(ROOT / "report.md"), script
+
+
+def test_github_shows_formulas_lists_and_tables_right():
+    for page in pages.PAGES:
+        cells, item, lines = 0, 0, without_code(page).splitlines()
+        for line, after in zip(lines, [*lines[1:], ""]):
+            # Markdown comes before maths: it takes the backslash from \\, or \\| and so on.
+            assert not re.search(r"\$[^$`]*\\[!-/:-@\[-`{-~][^$`]*\$", line), f"{page.name}: {line}"
+            assert re.sub(r"`[^`]*`", "", line).count("$") % 2 == 0, f"{page.name}: a formula over two lines: {line}"
+            assert not re.fullmatch(r"\s*(\d+\.|[-*])\s*", line), f"{page.name}: an empty item"
+            if numbered := re.match(r"(\d+)\. ", line):  # else a sentence that ends in a number has become a list
+                assert int(numbered[1]) in (1, item + 1), f"{page.name}: {line}"
+                item = int(numbered[1])
+            if line.startswith("|"):  # a bar splits a cell wherever it stands, also in a comment or in a formula
+                assert cells in (0, line.count("|")), f"{page.name}: {line}"
+                assert cells or re.fullmatch(r"[|-]+", after), f"{page.name}: a table without a head: {line}"
+            cells = line.count("|") if line.startswith("|") else 0
+
+
+def test_the_pages_lines_of_python_work():
+    """The README's lines that load model.pt run as they stand, beside the runs/ of a run; the report's lines for one's
+    own images fit its models."""
+    readme, report = (re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+                      for page in ("README.md", "report.md"))
+    block, = [block for block in readme if "model.pt" in block]
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as tmp:
+        shutil.copytree(smoke("cvae").folder, Path(tmp) / "runs" / "cvae")
+        os.chdir(tmp)
+        try:
+            exec(block, names := {})
+            assert names["images"].shape == (10, 1, 28, 28) and Path("sevens.png").stat().st_size > 1000
+        finally:
+            os.chdir(before)
+    block, = [block for block in report if "your images" in block]
+    quiet(exec, block, names := {})
+    assert names["images"].shape == (10, 1, 64, 64)
+    x = torch.rand(2, 3, 24, 40)  # and what the page says of vqvae.py
+    assert vqvae.VQVAE()(x)[0].shape == x.shape
+
+
+# %% Runs, and what is derived from them
+
+def test_stored_runs_are_those_of_reproduce():
+    """Each run was started with the flags that its command has, and today's defaults for all others."""
+    for script, run, flags, seeds in reproduce.RUNS:
+        entry = reproduce.read_runs(script)[run]
+        assert entry["command"] == " ".join(f"python {script}.py {flags} --seed SEED".split()), (script, run)
+        assert [*entry["seeds"]] == [str(s) for s in (range(seeds) if isinstance(seeds, int) else seeds)], (script, run)
+        for seed, metrics in entry["seeds"].items():
+            argv, parser = [*flags.split(), "--seed", seed], SCRIPTS[script].parser
+            args = parser.parse_args(argv)
+            if "--reference" in flags:
+                args = parser.parse_args(argv, vqvae.argparse.Namespace(**vqvae.NOTEBOOK))
+            for flag, value in vars(args).items():
+                stored = metrics["settings"].get(flag, value)  # a flag may have been added since
+                same = stored == value or flag in ("device", "resume")
+                assert same, f"{script}:{run}:{seed}: {flag} was {stored}, not {value}"
+    for file in REPORT.glob("*/*.json"):
+        assert not re.search(r'"(/|[A-Z]:\\)', file.read_text(encoding="utf-8")), f"{file}: somebody's own folder"
+
+
+def test_reproduce_runs_what_is_missing_or_named_in_full():
+    with replaced(reproduce, "RUNS", [("ae", "main", "", 2), ("ae", "wide", "--hidden-dim 9", (5, 6))]), \
+         replaced(reproduce, "read_runs", lambda script: {"main": {"seeds": {"0": {}, "1": {}}},
+                                                          "wide": {"seeds": {"6": {}}}}):
+        missing = ("ae", "wide", "--hidden-dim 9", 5)
+        assert reproduce.to_do([]) == reproduce.to_do(["ae:w"]) == [missing]
+        assert reproduce.to_do(["ae:main"]) == [] and reproduce.to_do(["ae:main:1"]) == [("ae", "main", "", 1)]
+    metrics = {"settings": {"lr": 0.1234567, "out_dir": "x"}, "history": {"seconds": [1.2345678]},
+               "prior": {"history": {"update": [1], "train_loss": [2.0]}}}
+    kept = {"settings": {"lr": 0.123457}, "history": {"seconds": [1.23457]}, "prior": {"history": {"update": [1]}}}
+    assert reproduce.trimmed(metrics, "vqvae") == kept
+    assert reproduce.trimmed({"history": {}, "loss": 1.0}, "ae") == {"loss": 1.0}
+
+
+def test_derived_numbers_follow_from_the_runs():
+    """All runs have those that comparisons.py promises. What needs no weights is computed again."""
+    for name, (runs, function) in comparisons.NUMBERS.items():
+        script, key = name.split("/")
+        derived = pages.read(script, "derived.json")
+        for run in runs or reproduce.read_runs(script):
+            for seed, metrics in comparisons.seeds_of(script, run).items():
+                assert key in derived[run][seed], f"{name} of {run}, {seed}: python report/comparisons.py"
+                if key in ("doubling_updates", "norm_sqrt_lambda", "bits_per_dimension", "multiply_adds"):
+                    expected = reproduce.rounded(function(run, seed, metrics))
+                    assert derived[run][seed][key] == expected, (name, run, seed, derived[run][seed][key], expected)
+    # A line by hand: z grows from 1 to 16 in 400 updates.
+    history = {"update": [100, 300, 500, 5000], "test_z_norm": [[0, 1, 9], [0, 4, 9], [0, 16, 9], [0, 1, 9]]}
+    metrics = {"history": history, "settings": {"commitment_cost": 0.25}}
+    expect("doubling_updates", comparisons.doubling_updates("", "", metrics), 100)
+    expect("norm_sqrt_lambda", comparisons.norm_sqrt_lambda("", "", metrics), 0.5)
+
+
+def test_cvae_nll_gives_each_image_its_own_label():
+    class Paper(torch.nn.Module):
+        """Its image depends on the label alone, so that -log p(x|c) is known."""
+        conditional_vec_dim, latent_dim = 10, 2
+
+        def encode(self, x, c):
+            return torch.zeros(len(x), 2), torch.zeros(len(x), 2)
+
+        def decode(self, z, c):
+            return (0.05 + 0.08 * c.argmax(1)).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+
+    x, y = mnist()[2][:200], mnist()[3][:200]
+    with replaced(comparisons, "load", lambda *_: Paper()), \
+         replaced(common, "load_mnist", lambda: (None, None, x, y)):
+        got = comparisons.cvae_nll("main", "0", {})
+    x_hat = (0.05 + 0.08 * y).reshape(-1, 1, 1, 1).expand_as(x)
+    expect("cvae_nll", got, F.binary_cross_entropy(x_hat, x, reduction="sum") / len(x), 1e-4)
+
+
+def test_bits_by_counting():
+    torch.manual_seed(0)
+    codes = torch.randint(0, 3, (6, 8, 8))
+    known, asked = codes, codes[:2].flip(0)
+
+    def examples(grids):  # (code, left, upper) of each place, None at an edge
+        return [(int(grid[r, c]), int(grid[r, c - 1]) if c else None, int(grid[r - 1, c]) if r else None)
+                for grid in grids for r in range(8) for c in range(8)]
+
+    def smoothed(code, shorter, strength, same):  # same: the known codes with the same neighbours
+        return (same.count(code) + strength * shorter) / (len(same) + strength)
+
+    seen, left, both = examples(known), [], []
+    for code, l, u in examples(asked):
+        p = [c for c, _, _ in seen].count(code) / len(seen)
+        p = smoothed(code, p, 10, [c for c, l2, _ in seen if l2 == l])
+        left.append(-math.log2(p))
+        both.append(-math.log2(smoothed(code, p, 30, [c for c, l2, u2 in seen if (l2, u2) == (l, u)])))
+    expect("bits", comparisons.bits_by_counting(known, asked, 3, (10, 30)), [np.mean(left), np.mean(both)])
+
+
+def test_comparisons_names_the_run_that_is_missing_and_hides_no_fault():
+    with replaced(comparisons, "folder", lambda *_: Path("nowhere")):
+        n_missing, _, out, _ = quiet(comparisons.main, ["vae/latent_space"])
+    assert n_missing == 1 and "python report/reproduce.py vae:plane:0" in out
+    with replaced(comparisons, "read_runs", lambda script: {"main": {"seeds": {}}}):
+        assert "python report/reproduce.py ae:latent-1:" in quiet(comparisons.main, ["ae/sweep"])[2]
+    with replaced(comparisons, "FIGURES", {"ae/sweep": lambda: {}["a fault"]}), raised(KeyError):
+        quiet(comparisons.main, ["ae/sweep"])
+
+
+# %% What the figures claim
+
+HISTORY = {f"{which}_{part}": [2.0, 1.0] for which in ("train", "test") for part in ("loss", "bce", "kl")}
+
+
+def drawn(make_figures, *args):
+    """The figures, {name: figure}; those of images are (images, row labels, column labels) instead."""
+    torch.manual_seed(0)
+    with replaced(common, "plot_images", lambda images, row_labels=(), column_labels=(), width=8:
+                  (images, list(row_labels), list(column_labels))), torch.no_grad():
+        figures = make_figures(*args)
+    common.plt.close("all")
+    return figures
+
+
+def check_plane(figures, decoder, z, y):
+    """Both figures show the same part of the plane: the points z, and what the decoder makes of each place."""
+    points, grid = figures["latent_space"].axes[0], figures["latent_space_images"].axes[0]
+    left, right, bottom, top = grid.images[0].get_extent()
+    assert (left, right, bottom, top) == (*points.get_xlim(), *points.get_ylim())
+    for digit, dots in enumerate(points.collections):
+        expect("the dots", np.array(dots.get_offsets()), z[y == digit])
+    corner = decoder(torch.tensor([[left + (right - left) / 40, top - (top - bottom) / 40]]))
+    expect("the upper left image", grid.images[0].get_array()[:28, :28], corner[0, 0], 1e-3)
+
+
+def test_figures_of_ae_and_denoise_ae():
+    torch.manual_seed(0)
+    x, y, model = mnist()[2][:300], mnist()[3][:300], ae.Autoencoder().eval()
+    figures = drawn(ae.make_figures, model, HISTORY, x, y)
+    expect("the first twelve", figures["reconstructions"][0], torch.stack([x[:12], model(x[:12])]))
+    check_plane(figures, model.decoder, model.encoder(x), y)
+    axis = figures["latent_space"].axes[0]
+    expect("the middle 94 %", [axis.get_xlim(), axis.get_ylim()],
+           np.quantile(model.encoder(x).detach(), [0.03, 0.97], axis=0).T, 1e-4)
+    model, noisy = denoise_ae.DenoiseAE().eval(), denoise_ae.add_noise(x)
+    images, rows, _ = drawn(denoise_ae.make_figures, model, HISTORY, x, noisy, 0.5 * x)["denoised"]
+    assert rows == ["noisy", "Gaussian\nfilter", "denoised", "clean"]
+    expect("the first ten", images, torch.stack([noisy[:10], 0.5 * x[:10], model(noisy[:10]), x[:10]]))
+
+
+def test_figures_of_the_vae():
+    """Those that test_all.py does not test."""
+    torch.manual_seed(0)
+    x, y, model = mnist()[2][:300], mnist()[3][:300], vae.myVAE(latent_dim=2).eval()
+    figures = drawn(vae.make_figures, model, HISTORY, x, y, [1, 1])
+    mu = model.encode(x)[0]
+    expect("from mu", figures["reconstructions"][0], torch.stack([x[:12], model.decode(mu[:12])]))
+    check_plane(figures, model.decode, mu, y)
+
+
+def test_figures_of_the_cvae():
+    class Glass(torch.nn.Module):
+        """Shows what it is given: its image has z in the first pixels and c behind. mu is the middle of the image, and
+        1 more if the condition is a 0."""
+        latent_dim, conditional_vec_dim = 20, 10
+
+        def encode(self, x, c):
+            return x.flatten(1)[:, 380:400] + c[:, :1], None
+
+        def decode(self, z, c):
+            return F.pad(torch.cat([z, c], dim=1), (0, 754)).reshape(-1, 1, 28, 28)
+
+    x, y = mnist()[2][:300], mnist()[3][:300]
+    figures = drawn(cvae.make_figures, Glass(), HISTORY, x, y)
+    for name, first_column in (("digits", 0), ("style", 2)):
+        images, _, columns = figures[name]
+        assert columns[first_column:] == list(range(10))
+        shown = images[:, first_column:].flatten(2)
+        assert torch.equal(shown[:, :, 20:30], torch.eye(10).expand(len(shown), 10, 10))  # the column's label
+        assert torch.equal(shown[:, :, :20], shown[:, :1, :20].expand(-1, 10, -1))  # one z a row
+    z = figures["digits"][0].flatten(2)[:, 0, :20]
+    assert len(z.unique(dim=0)) == 8 and abs(z.std() - 1) < 0.2
+    for digit, row in enumerate(figures["style"][0]):
+        original = x[(y == digit).nonzero()[0, 0]]  # the first of its kind
+        assert torch.equal(row[0], original)
+        expect("style", row[2].flatten()[:20], original.flatten()[380:400] + (digit == 0))
+
+
+def test_figures_of_cvae_structured():
+    torch.manual_seed(0)
+    x, y, visible = mnist()[2][:1000], mnist()[3][:1000], cvae_structured.visible_pixels(1)
+    model, baseline = cvae_structured.myVAE(conditional_vec_dim=196).eval(), cvae_structured.BaselineNN().eval()
+    metrics = {"best_of_k_mse": [3.0, 2.0, 1.0], "baseline_mse": 1.5, "mean_of_k_mse": 1.7,
+               "history": {**HISTORY, "train_baseline_loss": [2.0, 1.0], "test_baseline_loss": [2.0, 1.0]}}
+    figures = drawn(cvae_structured.make_figures, model, baseline, metrics, x, y, visible)
+    torch.manual_seed(0)
+    picked = cvae_structured.pick_images(model, x, y, visible)
+    assert y[picked].tolist() == [4, 9, 3, 5, 0, 1, 7]
+    images, originals = figures["samples"][0].flatten(2), x[picked + [0, 1, 2]].flatten(1)
+    expect("the originals", images[:, 1], originals)
+    expect("what is not given is grey", images[:, 0][:, ~visible], 0.5)
+    for column in (0, *range(2, 13)):  # what is visible is shown as it is
+        expect("visible pixels", images[:, column][:, visible], originals[:, visible])
+    answer = baseline(originals[:, visible]).flatten(1)[:, ~visible]
+    expect("the baseline's answer", images[:, 2][:, ~visible], answer)
+    assert images[:, 3:][:, :, ~visible].std(1).mean() > 1e-3  # ten samples differ
+    for line, name, values in zip(figures["best_of_k"].axes[0].lines, ("best", "BaselineNN", "mean"),
+                                  ([3, 2, 1], [1.5, 1.5], [1.7, 1.7])):
+        assert name in line.get_label() and list(line.get_ydata()) == values, line.get_label()
+
+
+def test_figures_of_the_vqvae():
+    torch.manual_seed(0)
+    x, codes_train = cifar10()[1][:40], torch.tensor([[0] * 48 + [1] * 16])
+    model, prior = painter(x), vqvae.Prior(num_embeddings=6)
+    prior.sample = lambda n: torch.full((n, 8, 8), 5)
+    history = {"update": [1, 2], "train_reconstruction": [2.0, 1.0], "train_commitment": [1.0, 1.0],
+               "train_perplexity": [1.0, 2.0]}
+    figures = drawn(vqvae.make_figures, model, history, prior, codes_train, x)
+    x_hat, _, _, index = model(x[:20])
+    images = figures["reconstructions"][0]
+    expect("the images", torch.cat([images[0], images[3]]), x[:20])
+    expect("the decoded rows", torch.cat([images[2], images[5]]), x_hat)
+    cells = torch.cat([images[1], images[4]])[:, :, 1::4, 2::4].permute(0, 2, 3, 1)  # (20, 8, 8, 3)
+    for code in index.unique():  # a colour for each code, and it stays the same
+        assert len(cells[index == code].unique(dim=0)) == 1
+    assert len(cells.reshape(-1, 3).unique(dim=0)) == len(index.unique()) > 1
+    expect("the last row", figures["samples"][0][5], x_hat[:10])
+    images = figures["samples"][0][:5, :, :, 12:20, 12:20]  # (5, 10, 3, 8, 8)
+    codes = model.quantizer.codebook.detach()
+    shown = (images.permute(0, 1, 3, 4, 2).unsqueeze(-2) - codes[:, :3]).norm(dim=-1).argmin(-1)
+    assert (shown[:, :7] == 5).all()  # what the prior wrote
+    drawn_codes = torch.bincount(shown[:, 8:].flatten()) / shown[:, 8:].numel()
+    expect("drawn one by one, by frequency", drawn_codes, [0.75, 0.25], 0.05)
+
+
+@torch.no_grad()
+def painter(x):
+    """A VQVAE with six codes, near the z of six images, so that images differ in their codes. Its decoder shows the
+    codes' first three numbers in the middle of a picture."""
+    model = vqvae.VQVAE(num_hiddens=8, num_embeddings=6, embedding_dim=4, commitment_cost=0.4).eval()
+    z = model.encode(x)[:6, :, 3, 3]
+    model.quantizer.codebook.copy_(z + 1e-3 * torch.randn_like(z))
+    model.decode = lambda e: F.pad(e, (12, 12, 12, 12))[:, :3]
+    return model
+
+
+def test_codebooks():
+    """Discs as large as their codes are often used, on the two directions in which each codebook varies most; on the
+    right also the left one's codes, in the same coordinates."""
+    torch.manual_seed(0)
+    x = cifar10()[1][:40]
+    models = [painter(x), painter(x.flip(0))]
+    with replaced(comparisons, "load", lambda script, run, *_: models[run == "lambda-0"]), \
+         replaced(comparisons, "cifar10", lambda: (None, x)):
+        axes = comparisons.codebooks("main", "lambda-0").axes
+    for axis, model in zip(axes, models):
+        codes = model.quantizer.codebook.detach().double().numpy()
+        counts = torch.bincount(vqvae.encode_all(model, x).flatten(), minlength=6)
+        discs = axis.collections[0]
+        expect("the discs", discs.get_sizes(), 4 + 30 * counts / counts.float().mean(), 1e-4)
+        _, s, v = np.linalg.svd(codes - codes.mean(0))
+        expect("the places", np.abs(discs.get_offsets()), np.abs((codes - codes.mean(0)) @ v[:2].T), 1e-3)
+        assert axis.get_xlabel().startswith(f"component 1, {100 * s[0]**2 / (s**2).sum():.0f} %")
+    # v and codes are now the right panel's; the signs of its components are those of its discs.
+    signs = np.sign(discs.get_offsets() / ((codes - codes.mean(0)) @ v[:2].T))[0]
+    others = models[0].quantizer.codebook.detach().double().numpy()
+    cross, = axes[1].lines
+    expect("the crosses", cross.get_xydata(), (others - codes.mean(0)) @ v[:2].T * signs, 1e-3)
+    common.plt.close("all")
+
+
+def test_curves_of_the_comparisons():
+    """Each line is the history of the run and seed that its colour and its number say."""
+    figure = comparisons.FIGURES["vqvae/notebook_loss"]()
+    errors, norms = figure.axes
+    runs = reproduce.read_runs("vqvae")
+    shown = [(runs["notebook"], "0", common.BLUE), (runs["notebook-lambda-0"], "0", common.RED),
+             (runs["notebook-lambda-0-stopped"], "1", common.RED), (runs["notebook-lambda-0-stopped"], "2", common.RED)]
+    assert len(errors.lines) == len(norms.lines) == len(shown)
+    for error, norm, (entry, seed, color) in zip(errors.lines, norms.lines, shown):
+        history = entry["seeds"][seed]["history"]
+        assert error.get_color() == norm.get_color() == color
+        expect("errors", error.get_ydata(), history["train_reconstruction"])
+        expect("medians", norm.get_ydata(), np.maximum([median for _, median, _ in history["test_z_norm"]], 1e-3))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [r"$\lambda$ = 0.25", r"$\lambda$ = 0"]
+    assert [text.get_text() for text in norms.texts] == ["0", "1", "2"]
+    common.plt.close("all")
+
+
+def test_no_comparison_has_the_name_of_a_scripts_own_figure():
+    for script in SCRIPTS:
+        own = {path.stem for path in smoke(script).folder.glob("*.png")}
+        assert own, script
+        assert not own & {Path(name).name for name in comparisons.FIGURES if name.startswith(f"{script}/")}, script
+
+
+# %% The browser page
+
+EXPLORE = REPORT / "explore"
+
+
+def test_explore_needs_nobody_and_has_todays_models():
+    for name in ("index.html", "explore.js", "weights.js"):
+        elsewhere = r"https?:" if name == "weights.js" else r"https?:|fetch|import|XMLHttp|[\"'(]//\w"
+        assert not re.search(elsewhere, (EXPLORE / name).read_text(encoding="utf-8")), f"{name} names an address"
+
+    def bare(packed):  # without the numbers
+        if isinstance(packed, dict):
+            return {key: bare(value) for key, value in packed.items() if key != "data"}
+        return [bare(item) for item in packed] if isinstance(packed, list) else packed
+
+    text = (EXPLORE / "weights.js").read_text(encoding="utf-8")
+    networks = json.loads(text.removeprefix("const PAGE = ").rstrip(";\n"))["networks"]
+    models = {"ae": ae.Autoencoder(), "denoise_ae": denoise_ae.DenoiseAE(), "vae": vae.myVAE(),
+              "plane": vae.myVAE(latent_dim=2), "cvae": cvae.myVAE(latent_dim=10, conditional_vec_dim=10),
+              "cvae_structured": cvae_structured.myVAE(conditional_vec_dim=196),
+              "baseline": cvae_structured.BaselineNN(), "vqvae": vqvae.VQVAE()}
+    assert networks.keys() == models.keys() == export.MODELS.keys()
+    for name, model in models.items():
+        today = json.loads(json.dumps(bare(export.layers(export.network(name, model)))))
+        assert today == bare(networks[name]["layers"]), f"{name} has changed: python report/explore/export.py"
+
+
+def test_explore_computes_what_pytorch_computes():
+    """The page compares its networks' outputs with PyTorch's when it starts, and says what came of it."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome",
+             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        raise unittest.SkipTest("no Chromium or Chrome here")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom",
+                   (EXPLORE / "index.html").as_uri()]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{browser} did not open the page in five minutes") from None
+    if "ERR_FILE_NOT_FOUND" in run.stdout or "ERR_ACCESS_DENIED" in run.stdout:
+        raise unittest.SkipTest(f"{browser} may not read files here")
+    difference = re.search(r'data-difference="([^"]*)"', run.stdout)
+    assert difference, f"{browser} does not show the page, or the page's script does not run: {run.stderr[-500:]}"
+    assert 'data-check="ok"' in run.stdout, f"the page's networks are wrong by {difference[1]}"
+    assert run.stdout.count("<canvas") > 80, "a panel of the page is missing"
+
+
+if __name__ == "__main__":
+    passed = failed = skipped = 0
+    tests = {name: test for name, test in globals().items()
+             if name.startswith("test_") and all(word in name for word in sys.argv[1:])}
+    for name, test in tests.items():
+        started = time.perf_counter()
+        try:
+            test()
+            passed += 1
+            verdict = "ok     "
+        except unittest.SkipTest as reason:
+            skipped += 1
+            verdict = "SKIPPED"
+            name = f"{name}: {reason}"
+        except (Exception, SystemExit):  # data that is missing ends in a SystemExit
+            failed += 1
+            verdict = "FAILED "
+            traceback.print_exc()
+        print(f"{verdict} {time.perf_counter() - started:5.1f} s  {name}", flush=True)
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    sys.exit(failed > 0 or not tests)
