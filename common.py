@@ -261,18 +261,24 @@ def plot_images(images, row_labels=(), column_labels=(), width=8):
 
 def plot_latent_space(z, y, extent, circles=()):
     """The points z (N, 2) in the latent plane, coloured by their digits y (N,), within extent = (left, right, bottom,
-    top). A digit's number stands at the median of its points. circles: radii to draw around the origin. Returns the
-    figure."""
+    top). A digit's number stands at the median of its points, or beside it if another number stands there. circles:
+    radii to draw around the origin. Returns the figure."""
     z, y = z.detach().cpu().numpy(), y.cpu().numpy()
     left, right, bottom, top = extent
+    size = np.array([right - left, top - bottom])
+    places = []
     figure, axis = plt.subplots(figsize=(6, 6))
-    for digit, color in enumerate(DIGIT_COLORS):
+    for digit in np.unique(y):
+        color = DIGIT_COLORS[digit]
         points = z[y == digit]
         axis.scatter(*points.T, s=5, color=color, alpha=0.6, linewidths=0)
-        if len(points):
-            axis.text(*np.median(points, axis=0), str(digit), fontsize=18, fontweight="bold", ha="center", va="center",
-                      color=color, clip_on=True, zorder=3,
-                      path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
+        place = np.median(points, axis=0)
+        while any(np.hypot(*((place - other) / size)) < 0.05 for other in places):
+            place[0] += 0.01 * size[0]
+        places.append(place)
+        axis.text(*place, str(digit), fontsize=18, fontweight="bold", ha="center", va="center", color=color,
+                  clip_on=True, zorder=3,
+                  path_effects=[matplotlib.patheffects.withStroke(linewidth=4, foreground="white")])
     _draw_circles(axis, circles, "black")
     axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(left, right), ylim=(bottom, top), box_aspect=1)
     return figure

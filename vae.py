@@ -260,7 +260,7 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
 
     if model.latent_dim == 2:
         # Half of what N(0, I) draws lies within 1.2 of the origin, and 99 % within 3.
-        extent, circles = (-4.5, 4.5, -3.6, 3.6), (1, 2, 3)
+        extent, circles = (-4, 4, -4, 4), (1, 2, 3)
         figures["latent_space"] = common.plot_latent_space(model.encode(x_test)[0], y_test, extent, circles)
         figures["latent_space_images"] = common.plot_latent_space_images(
             lambda points: model.decode(points.to(device)), extent, circles=circles)
