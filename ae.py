@@ -191,8 +191,7 @@ parser.add_argument("--validation", action="store_true",
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
-    the command line."""
+    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: flags, by default the user's."""
     args = parser.parse_args(common.flags(argv))
     if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.latent_dim))
             and args.hidden_dim >= 8):
@@ -201,8 +200,7 @@ def main(argv=None):
     out_dir = args.out_dir / "ae"
     if args.smoke:
         out_dir = args.out_dir / "smoke" / "ae"  # never touches a real run
-        x_train = x_train[:512]
-        x_test, y_test = x_test[:256], y_test[:256]
+        x_train, x_test, y_test = x_train[:512], x_test[:256], y_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
 
@@ -211,9 +209,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     model = Autoencoder(**config).to(args.device)
 
-    start = time.perf_counter()
     history = train(model, x_train, x_test, args)
-    seconds = time.perf_counter() - start
     for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
         (out_dir / name).unlink(missing_ok=True)
     torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
@@ -221,7 +217,6 @@ def main(argv=None):
     metrics = {
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": seconds,
         "train_loss": evaluate(model, x_train),
         "test_loss": evaluate(model, x_test),
         "pca_test_loss": pca_mse(x_train, x_test, args.latent_dim),

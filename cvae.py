@@ -282,8 +282,7 @@ parser.add_argument("--validation", action="store_true",
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
-    the command line."""
+    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: flags, by default the user's."""
     args = parser.parse_args(common.flags(argv))
     if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
         parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
@@ -291,8 +290,7 @@ def main(argv=None):
     out_dir = args.out_dir / "cvae"
     if args.smoke:
         out_dir = args.out_dir / "smoke" / "cvae"  # never touches a real run
-        x_train, y_train = x_train[:512], y_train[:512]
-        x_test, y_test = x_test[:256], y_test[:256]
+        x_train, y_train, x_test, y_test = x_train[:512], y_train[:512], x_test[:256], y_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
 
@@ -303,14 +301,12 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     model = myVAE(**config).to(args.device)
 
-    start = time.perf_counter()
     try:
         history = train(model, x_train, y_train, x_test, y_test, args)
     except RuntimeError as error:
         if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
-    seconds = time.perf_counter() - start
     for name in ("metrics.json", "digits.png", "style.png"):  # a folder holds one run
         (out_dir / name).unlink(missing_ok=True)
     torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
@@ -319,7 +315,6 @@ def main(argv=None):
     metrics = {
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": seconds,
         "train_loss": evaluate(model, x_train, y_train)["loss"],
         "test_loss": test_terms["loss"],
         "test_bce": test_terms["bce"],

@@ -148,8 +148,8 @@ def visible_pixels(quadrants, height=28, width=28):
 
 
 def loss_terms(model, x, visible):
-    """The loss of a CVAE or a BaselineNN on x (N, 1, H, W) and its parts, {loss, bce, kl} in nats per image. Only unseen
-    pixels count."""
+    """The loss of a CVAE or a BaselineNN on x (N, 1, H, W) and its parts, {loss, bce, kl} in nats per image. Only the
+    unseen pixels count."""
     x = x.flatten(1)  # (N, H*W)
     c = x[:, visible]  # (N, C)
     if isinstance(model, BaselineNN):
@@ -366,8 +366,7 @@ parser.add_argument("--validation", action="store_true",
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns both models and the metrics. argv: a list of flags, None for those
-    of the command line."""
+    """Trains, evaluates, draws and writes; returns both models and the metrics. argv: flags, by default the user's."""
     args = parser.parse_args(common.flags(argv))
     if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
         parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
@@ -375,8 +374,7 @@ def main(argv=None):
     out_dir = args.out_dir / "cvae_structured"
     if args.smoke:
         out_dir = args.out_dir / "smoke" / "cvae_structured"  # never touches a real run
-        x_train = x_train[:512]
-        x_test, y_test = x_test[:256], y_test[:256]
+        x_train, x_test, y_test = x_train[:512], x_test[:256], y_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
 
@@ -392,18 +390,15 @@ def main(argv=None):
     model = model_class(**config).to(args.device)
     baseline = BaselineNN(**baseline_config).to(args.device)
 
-    baseline_start = time.perf_counter()
     try:
         print("training BaselineNN")
         baseline_history = train(baseline, x_train, x_test, visible, args)
         print("training the CVAE")
-        start = time.perf_counter()
         history = train(model, x_train, x_test, visible, args)
     except RuntimeError as error:
         if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
-    seconds = time.perf_counter() - start
     (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
     torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
     torch.save({"config": baseline_config, "state_dict": baseline.cpu().state_dict()}, out_dir / "baseline.pt")
@@ -416,8 +411,6 @@ def main(argv=None):
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
         "n_baseline_parameters": sum(p.numel() for p in baseline.parameters()),
-        "seconds": seconds,
-        "baseline_seconds": start - baseline_start,
         "train_loss": evaluate(model, x_train, visible)["loss"],
         "test_loss": test_terms["loss"],
         "test_bce": test_terms["bce"],

@@ -202,8 +202,7 @@ parser.add_argument("--validation", action="store_true",
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
-    the command line."""
+    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: flags, by default the user's."""
     args = parser.parse_args(common.flags(argv))
     if not all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim)):
         parser.error("--n-epochs, --batch-size, --lr, --hidden-dim and --latent-dim must be positive")
@@ -211,8 +210,7 @@ def main(argv=None):
     out_dir = args.out_dir / "denoise_ae"
     if args.smoke:
         out_dir = args.out_dir / "smoke" / "denoise_ae"  # never touches a real run
-        x_train = x_train[:512]
-        x_test = x_test[:256]
+        x_train, x_test = x_train[:512], x_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     # The noise of the measurements is fixed and does not depend on --seed: all runs are compared on the same images.
@@ -228,9 +226,7 @@ def main(argv=None):
     layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
     model = DenoiseAE(**config).to(args.device, memory_format=layout)
 
-    start = time.perf_counter()
     history = train(model, x_train, x_test, noisy_tests[0], args)
-    seconds = time.perf_counter() - start
     (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
     torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
     model.to(args.device)
@@ -242,7 +238,6 @@ def main(argv=None):
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "bottleneck_size": model.encoder(x_test[:1]).numel(),
-        "seconds": seconds,
         "train_loss": evaluate(model, x_train, noisy_train),
         "test_loss": sum(test_losses) / N_NOISES,
         "test_loss_by_noise": test_losses,

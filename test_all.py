@@ -690,7 +690,8 @@ def test_resume_with_other_flags():
     checkpoint = Path(stopped) / "smoke" / "vqvae" / "checkpoint-model.pt"
     good = checkpoint.read_bytes()
     for flags, word in (([], "--resume continues it"), (["--resume", "--latent-dim", "5"], "latent_dim = 4"),
-                        (["--resume", "--validation"], "validation = False"), (["--resume", "--seed", "1"], "seed = 0")):
+                        (["--resume", "--validation"], "validation = False"),
+                        (["--resume", "--n-updates", "2"], "n_updates = 3")):
         _, status, _, err = vqvae_main("--out-dir", stopped, *flags)
         assert status == 2 and word in err and checkpoint.read_bytes() == good, (flags, status, err)  # harmless
     assert "smaller --lr" in str(vqvae_main("--resume", "--lr", "1e30", "--out-dir", stopped)[1])

@@ -296,8 +296,7 @@ parser.add_argument("--validation", action="store_true",
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: a list of flags, None for those of
-    the command line."""
+    """Trains, evaluates, draws and writes; returns the model and the metrics. argv: flags, by default the user's."""
     args = parser.parse_args(common.flags(argv))
     if not (all(value > 0 for value in (args.n_epochs, args.batch_size, args.lr, args.hidden_dim, args.latent_dim))
             and 0 <= args.beta < math.inf):
@@ -306,8 +305,7 @@ def main(argv=None):
     out_dir = args.out_dir / "vae"
     if args.smoke:
         out_dir = args.out_dir / "smoke" / "vae"  # never touches a real run
-        x_train = x_train[:512]
-        x_test, y_test = x_test[:256], y_test[:256]
+        x_train, x_test, y_test = x_train[:512], x_test[:256], y_test[:256]
         args.n_epochs = min(args.n_epochs, 2)
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     if args.binarize:  # the test images are drawn once, the same for every seed
@@ -318,14 +316,12 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     model = myVAE(**config).to(args.device)
 
-    start = time.perf_counter()
     try:
         history = train(model, x_train, x_test, args)
     except RuntimeError as error:
         if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
-    seconds = time.perf_counter() - start
     for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
         (out_dir / name).unlink(missing_ok=True)
     torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
@@ -338,7 +334,6 @@ def main(argv=None):
     metrics = {
         "settings": vars(args),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": seconds,
         "train_loss": train_terms["loss"],
         "test_loss": test_terms["loss"],
         "test_bce": test_terms["bce"],

@@ -29,8 +29,8 @@ Writes:    runs/vqvae/: metrics.json, model.pt, loss.png, codebook.png, reconstr
 Report:    report.md#6-discrete-codes-vqvaepy
 Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017,
            arXiv:1711.00937 (the loss is equation 3, the moving average is in appendix A.1).
-           Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
-           Computation, 2013, arXiv:1308.3432 (the straight-through estimator).
+           Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013,
+           arXiv:1308.3432 (the straight-through estimator).
 """
 
 import argparse
@@ -259,9 +259,9 @@ class Prior(nn.Module):
 # %% 2. Training
 
 def train(model, x_train, x_test, args):
-    """Minimises the loss with Adam; returns the history: lists of `update`, `seconds` (since the start), `train_...`
-    (the terms of the loss, the mean since the entry before) and `test_...` (what `evaluate` returns for the first 1,000
-    of x_test), one entry every LOG_EVERY updates.
+    """Minimises the loss with Adam; returns the history: lists of `update`, `train_...` (the terms of the loss, means
+    since the entry before) and `test_...` (what `evaluate` returns for the first 1,000 of x_test), one entry every
+    LOG_EVERY updates.
 
     Each entry is also a checkpoint. With args.resume the training goes on from there: on a CPU through the same numbers
     as one that was not interrupted.
@@ -276,11 +276,12 @@ def train(model, x_train, x_test, args):
         # The schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.n_updates)
     checkpoint = args.out_dir / "checkpoint-model.pt"
-    entries, logged, seconds = load_checkpoint(checkpoint, model, optimizer, scheduler, args)
+    entries = load_checkpoint(checkpoint, model, optimizer, scheduler, args)
+    first = logged = entries[-1]["update"] if entries else 0
     last = min(args.stop_at or args.n_updates, args.n_updates)
-    start = time.perf_counter() - seconds
+    start = time.perf_counter()
     sums = {}
-    for update in range(logged + 1, last + 1):
+    for update in range(first + 1, last + 1):
         model.train()
         # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
         x = x_train[torch.randint(len(x_train), (args.batch_size,)).to(x_train.device)]  # (N, 3, 32, 32)
@@ -293,14 +294,14 @@ def train(model, x_train, x_test, args):
         for key, term in terms.items():
             sums[key] = sums.get(key, 0) + term.detach()
         if update % LOG_EVERY == 0 or update == last:
-            entry = {"update": update, "seconds": time.perf_counter() - start}
+            entry = {"update": update}
             for key, total in sums.items():
                 entry[f"train_{key}"] = float(total) / (update - logged)
             for key, value in evaluate(model, x_test[:1000]).items():
                 entry[f"test_{key}"] = value
             if not math.isfinite(entry["train_loss"] + entry["test_loss"]):
                 sys.exit("error: the loss is no longer finite: try a smaller --lr")
-            pace = entry["seconds"] / update
+            pace = (time.perf_counter() - start) / (update - first)
             print(f"update {update:5d}/{last}   reconstruction {entry['train_reconstruction']:.4f}   "
                   f"test {entry['test_reconstruction']:.4f}   commitment {entry['train_commitment']:.4f}   "
                   f"{1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
@@ -319,10 +320,11 @@ def train_prior(prior, codes_train, codes_test, args):
     optimizer = torch.optim.Adam(prior.parameters(), lr=2e-3, betas=(0.95, 0.99), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=last)
     checkpoint = args.out_dir / "checkpoint-prior.pt"
-    entries, logged, seconds = load_checkpoint(checkpoint, prior, optimizer, scheduler, args)
-    start = time.perf_counter() - seconds
+    entries = load_checkpoint(checkpoint, prior, optimizer, scheduler, args)
+    first = logged = entries[-1]["update"] if entries else 0
+    start = time.perf_counter()
     total = 0
-    for update in range(logged + 1, last + 1):
+    for update in range(first + 1, last + 1):
         prior.train()
         codes = codes_train[torch.randint(len(codes_train), (32,)).to(codes_train.device)]  # (32, 64)
         loss = prior.loss_function(prior(codes), codes)
@@ -332,12 +334,11 @@ def train_prior(prior, codes_train, codes_test, args):
         scheduler.step()
         total += loss.detach()
         if update % LOG_EVERY == 0 or update == last:
-            entry = {"update": update, "seconds": time.perf_counter() - start}
-            entry["train_loss"] = float(total) / (update - logged)
-            entry["test_loss"] = evaluate_prior(prior, codes_test[:1000])
+            entry = {"update": update, "train_loss": float(total) / (update - logged),
+                     "test_loss": evaluate_prior(prior, codes_test[:1000])}
             if not math.isfinite(entry["train_loss"] + entry["test_loss"]):
                 sys.exit("error: the prior's loss is no longer finite: --resume --no-prior leaves it out")
-            pace = entry["seconds"] / update
+            pace = (time.perf_counter() - start) / (update - first)
             print(f"update {update:5d}/{last}   bits per code {entry['train_loss']:.3f}   test {entry['test_loss']:.3f}"
                   f"   {1000 * pace:.0f} ms   eta {pace * (last - update):.0f} s", flush=True)
             entries.append(entry)
@@ -357,18 +358,18 @@ def save_checkpoint(path, model, optimizer, entries, args):
 
 def load_checkpoint(path, model, optimizer, scheduler, args):
     """With args.resume, goes on from a checkpoint: puts its state into model, optimizer and scheduler, and returns the
-    history's entries, the last one's update and its seconds. Otherwise, or if there is none: [], 0, 0."""
+    history's entries so far. Otherwise, or if there is no checkpoint, there are none: []."""
     if not (args.resume and path.exists()):
-        return [], 0, 0.0
+        return []
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    last = saved["entries"][-1]
     model.load_state_dict(saved["model"])
     # Only Adam's averages of the gradients: its learning rate follows from args.lr and the number of updates alone.
     optimizer.load_state_dict({**saved["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]})
-    scheduler.load_state_dict({"last_epoch": last["update"] - 1, "_step_count": last["update"] + 1})
+    done = saved["entries"][-1]["update"]
+    scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done + 1})
     scheduler.step()  # sets the rate of the next update
     torch.set_rng_state(saved["rng"])
-    return saved["entries"], last["update"], last["seconds"]
+    return saved["entries"]
 
 
 # %% 3. Evaluation
@@ -492,8 +493,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
 # for 0.0539.
 parser.add_argument("--n-updates", type=int, default=10000, help="number of updates")
 parser.add_argument("--batch-size", type=int, default=32, help="images per update, N")
-# The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that and ends near 0; a peak of 1e-3 did
-# slightly worse.
+# The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that; a peak of 1e-3 did slightly worse.
 parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of Adam")
 # Widths, K, D and lambda are those that the usual implementations have.
 parser.add_argument("--hidden-dim", type=int, default=128, help="channels of both networks, num_hiddens")
@@ -528,8 +528,7 @@ FIXED = ("n_updates", "hidden_dim", "latent_dim", "num_residual_hiddens", "num_r
 
 
 def main(argv=None):
-    """Trains, evaluates, draws and writes; returns the model, the prior (None with --no-prior) and the metrics. argv: a
-    list of flags, None for those of the command line."""
+    """Trains, evaluates, draws and writes; returns the model, the prior (None with --no-prior) and the metrics."""
     argv = common.flags(argv)
     args = parser.parse_args(argv)
     if args.reference:  # what is in the namespace beforehand counts as the defaults
@@ -558,8 +557,7 @@ def main(argv=None):
             if getattr(args, name) != before[name]:
                 parser.error(f"{checkpoint} has {name} = {before[name]}, which --resume cannot change")
     if args.smoke:
-        x_train = x_train[:512]
-        x_test = x_test[:256]
+        x_train, x_test = x_train[:512], x_test[:256]
         args.n_updates = min(args.n_updates, 3)
 
     config = {"num_hiddens": args.hidden_dim, "num_residual_hiddens": args.num_residual_hiddens,
@@ -587,7 +585,6 @@ def main(argv=None):
         "settings": vars(args),
         "dataset": args.dataset,
         "n_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "seconds": history["seconds"][-1],
         "data_variance": config["data_variance"],
         "train_loss": train_metrics["loss"],
         "train_reconstruction": train_metrics["reconstruction"],
@@ -607,7 +604,6 @@ def main(argv=None):
         metrics["prior"] = {
             "n_parameters": sum(p.numel() for p in prior.parameters()),
             "n_updates": history_prior["update"][-1],
-            "seconds": history_prior["seconds"][-1],
             "train_bits_per_code": evaluate_prior(prior, codes_train),
             "test_bits_per_code": evaluate_prior(prior, codes_test),
             "code_entropy_bits": entropy_bits(torch.bincount(codes_test.flatten(), minlength=args.codebook_size)),
@@ -621,9 +617,8 @@ def main(argv=None):
     common.save_figures(figures, out_dir, args.show)
     for name in ("checkpoint-model.pt", "checkpoint-prior.pt"):  # nothing is left to resume
         (out_dir / name).unlink(missing_ok=True)
-    print(f"wrote {out_dir}/: metrics.json, {', '.join(sorted(path.name for path in out_dir.glob('*.p[tn]*')))}")
-    print(f"test error {metrics['test_reconstruction']:.4f} of the variance, perplexity "
-          f"{metrics['test_perplexity']:.0f}")
+    print(f"wrote {out_dir}/: {', '.join(sorted(path.name for path in out_dir.iterdir()))}")
+    print(f"test error {metrics['test_reconstruction']:.4f}, perplexity {metrics['test_perplexity']:.0f}")
     if prior is not None:
         print(f"the prior needs {metrics['prior']['test_bits_per_code']:.2f} bits per code")
     return model, prior, metrics
