@@ -102,9 +102,7 @@ def replaced(owner, name, value):
         setattr(owner, name, before)
 
 
-@functools.cache
-def mnist():
-    return common.load_mnist()
+mnist = functools.cache(common.load_mnist)  # one copy for all tests
 
 
 @functools.cache
