@@ -63,7 +63,7 @@ def test_numbers_of_the_pages():
                            "other": {"seeds": {"1": {"a": 2.0}, "2": {"a": 1.0}, "0": {"a": 0.5}, "10": {"a": 9.0}}},
                            "few": {"seeds": {"3": {"a": 7.0, "list": [5, {"b": 6}]}, "4": {"a": 8.0}}}},
              "metrics.json": {"a": 1.0001},
-             "derived.json": {"main": {"0": {"c": 0.25}, "1": {"c": 0.5}, "2": {"c": 0.5}}, "few": {"3": {"c": 9.0}}}}
+             "derived.json": {"main": {"0": {"c": 0.25, "a": 8.0}, "1": {"c": 0.5}}, "few": {"3": {"c": 9.0}}}}
     mean, std = np.mean([1, 2, 4]), math.sqrt(sum((a - 7 / 3) ** 2 for a in (1, 2, 4)) / 2)
     difference = np.array([1 - 0.5, 2 - 2, 4 - 1])  # seeds 0, 1 and 2 are in both runs
     std_of_difference = math.sqrt(sum((difference - difference.mean()) ** 2) / 2)
