@@ -19,6 +19,7 @@ import traceback
 import unittest
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ ROOT = REPORT.parent
 sys.path[:0] = [str(ROOT), str(REPORT), str(REPORT / "explore")]
 
 # test_all refuses python -O, and keeps everything on the CPU.
-from test_all import cifar10, expect, mnist, quiet, replaced, smoke
+from test_all import cifar10, expect, given, mnist, quiet, replaced, smoke, smoke_sets
 
 import ae
 import common
@@ -180,20 +181,6 @@ def test_stored_runs_are_those_of_reproduce():
         assert not re.search(r'"(/|[A-Z]:\\)', file.read_text(encoding="utf-8")), f"{file}: somebody's own folder"
 
 
-def test_reproduce_runs_what_is_missing_or_named_in_full():
-    with replaced(reproduce, "RUNS", [("ae", "main", "", 2), ("ae", "wide", "--hidden-dim 9", (5, 6))]), \
-         replaced(reproduce, "read_runs", lambda script: {"main": {"seeds": {"0": {}, "1": {}}},
-                                                          "wide": {"seeds": {"6": {}}}}):
-        missing = ("ae", "wide", "--hidden-dim 9", 5)
-        assert reproduce.to_do([]) == reproduce.to_do(["ae:w"]) == [missing]
-        assert reproduce.to_do(["ae:main"]) == [] and reproduce.to_do(["ae:main:1"]) == [("ae", "main", "", 1)]
-    metrics = {"settings": {"lr": 0.1234567, "out_dir": "x"}, "history": {"seconds": [1.2345678]},
-               "prior": {"history": {"update": [1], "train_loss": [2.0]}}}
-    kept = {"settings": {"lr": 0.123457}, "history": {"seconds": [1.23457]}, "prior": {"history": {"update": [1]}}}
-    assert reproduce.trimmed(metrics, "vqvae") == kept
-    assert reproduce.trimmed({"history": {}, "loss": 1.0}, "ae") == {"loss": 1.0}
-
-
 def test_derived_numbers_follow_from_the_runs():
     """All runs have those that comparisons.py promises. What needs no weights is computed again."""
     for name, (runs, function) in comparisons.NUMBERS.items():
@@ -262,6 +249,222 @@ def test_comparisons_names_the_run_that_is_missing_and_hides_no_fault():
         quiet(comparisons.main, ["ae/sweep"])
 
 
+# %% What the numbers claim
+
+WATCHED = ("pca_mse", "gaussian_filter", "bce_floor", "importance_weighted_nll", "train_judge", "judge_samples",
+           "probe_latents", "likelihood", "best_of_k", "train_prior", "make_figures")
+
+
+def watched(script, *flags):
+    """A smoke run, with `data`: for each of the script's WATCHED functions the sets of images, labels or codes that it
+    was called with; and `brightness`: the mean of every batch of numbers from 0 to 1 that a network was trained on."""
+    data, brightness, module = {}, [], SCRIPTS[script]
+
+    def note_brightness(network, args):
+        whole = type(network).__module__ == script or isinstance(network, torch.nn.Sequential)  # and no layer
+        x = args[0].float()
+        if whole and network.training and torch.is_grad_enabled() and x.min() >= 0 and x.max() <= 1:
+            brightness.append(float(x.mean()))
+
+    def noted(name, function):
+        def call(*args):
+            data[name] = [arg for arg in args if isinstance(arg, torch.Tensor) and len(arg) in (512, 256)]
+            return function(*args)
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in WATCHED:
+            if hasattr(module, name):
+                stack.enter_context(replaced(module, name, noted(name, getattr(module, name))))
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(note_brightness)
+        stack.callback(hook.remove)
+        run = smoke.__wrapped__(script, *flags)
+    run.data, run.brightness = data, brightness
+    return run
+
+
+def load(kind, file):
+    saved = torch.load(file, weights_only=True)
+    model = kind(**saved["config"])
+    model.load_state_dict(saved["state_dict"])
+    return model.eval()
+
+
+def test_on_which_images_everything_is_trained_and_measured():
+    """The training images of a smoke run are 512 and dark, its test images 256 and bright (smoke_sets)."""
+    runs = {script: watched(script) for script in SCRIPTS}
+    train, test = 512, 256
+    for script, function, expected in (
+            ("ae", "pca_mse", [train, test]), ("ae", "make_figures", [test, test]),
+            ("denoise_ae", "gaussian_filter", [train, train, test]), ("denoise_ae", "make_figures", [test] * 3),
+            ("vae", "bce_floor", [test]), ("vae", "importance_weighted_nll", [test]),
+            ("vae", "make_figures", [test, test]), ("cvae", "make_figures", [test, test]),
+            ("cvae", "train_judge", [train, train]), ("cvae", "judge_samples", [test, test]),
+            ("cvae", "probe_latents", [train, train, test, test]), ("cvae_structured", "likelihood", [test]),
+            ("cvae_structured", "best_of_k", [test]), ("cvae_structured", "make_figures", [test, test]),
+            ("vqvae", "train_prior", [train, test]), ("vqvae", "make_figures", [train, test])):
+        assert [len(data) for data in runs[script].data[function]] == expected, (script, function)
+        for images in runs[script].data[function]:
+            if images.dim() == 4:
+                assert (images.mean() < 0.5) == (len(images) == train), f"{script}: {function} gets other images"
+    for script, run in runs.items():
+        assert run.brightness and max(run.brightness) < 0.65, f"{script}: a network is trained on test images"
+
+    fixed = torch.Generator().manual_seed(0)
+    x, y, x_test, y_test = smoke_sets("ae")
+    noisy_tests = [denoise_ae.add_noise(x_test, fixed) for _ in range(denoise_ae.N_NOISES)]
+    visible = cvae_structured.visible_pixels(1)
+    photographs, _, test_photographs, _ = smoke_sets("vqvae")
+    for script, kind, train, test, tolerance in (  # every loss again, from the saved weights
+            ("ae", ae.Autoencoder, (x,), (x_test,), 1e-5),
+            ("denoise_ae", denoise_ae.DenoiseAE, (x, denoise_ae.add_noise(x, fixed)), (x_test, noisy_tests[0]), 1e-5),
+            ("vae", vae.myVAE, (x,), (x_test,), 0.05), ("cvae", cvae.myVAE, (x, y), (x_test, y_test), 0.05),
+            ("cvae_structured", cvae_structured.myVAE, (x, visible), (x_test, visible), 0.05),
+            ("vqvae", vqvae.VQVAE, (photographs,), (test_photographs,), 1e-4)):
+        run = runs[script]
+        model = load(kind, run.folder / "model.pt")
+        metrics = {**run.metrics, "last": run.metrics["history"]["test_loss"][-1]}
+        for images, keys in ((train, ["train_loss"]), (test, ["test_loss", "last"])):
+            losses = [SCRIPTS[script].evaluate(model, *images) for _ in range(5 if tolerance == 0.05 else 1)]
+            mean = np.mean([loss["loss"] if isinstance(loss, dict) else loss for loss in losses])
+            for key in keys:
+                tolerance_here = 0.02 if script == "denoise_ae" and key == "test_loss" else tolerance  # of five noises
+                expect(f"{script}: {key}", metrics[key], mean, tolerance_here)
+        assert abs(metrics["train_loss"] / metrics["test_loss"] - 1) > 0.1, script  # so the wrong images are noticed
+    run = runs["cvae_structured"]
+    baseline = load(cvae_structured.BaselineNN, run.folder / "baseline.pt")
+    for key, images in (("baseline_train_loss", x), ("baseline_nll_nats", x_test)):
+        expect(key, run.metrics[key], cvae_structured.evaluate(baseline, images, visible)["loss"])
+    run = runs["vqvae"]
+    model, prior = load(vqvae.VQVAE, run.folder / "model.pt"), load(vqvae.Prior, run.folder / "prior.pt")
+    expect("data_variance", run.metrics["data_variance"], photographs.var())
+    for key, images in (("train_bits_per_code", photographs), ("test_bits_per_code", test_photographs)):
+        bits = vqvae.evaluate_prior(prior, vqvae.encode_all(model, images))
+        expect(f"prior: {key}", run.metrics["prior"][key], bits)
+    counts = torch.bincount(vqvae.encode_all(model, test_photographs).flatten())
+    expect("code_entropy_bits", run.metrics["prior"]["code_entropy_bits"], vqvae.entropy_bits(counts))
+    run = runs["denoise_ae"]
+    expect("noisy_test_loss", run.metrics["noisy_test_loss"], F.mse_loss(noisy_tests[0], x_test))
+    expect("test_loss", run.metrics["test_loss"], np.mean(run.metrics["test_loss_by_noise"]))
+
+
+def test_the_prior_learns_from_training_codes_only():
+    prior, seen = vqvae.Prior(num_embeddings=4), []
+    args = vqvae.parser.parse_args(["--n-updates", "5"])
+    loss_function = prior.loss_function
+
+    def noted(logits, codes):
+        seen.append((torch.is_grad_enabled(), int(codes[0, 0])))
+        return loss_function(logits, codes)
+
+    prior.loss_function = noted
+    with tempfile.TemporaryDirectory() as tmp:
+        args.out_dir = Path(tmp)
+        quiet(vqvae.train_prior, prior, torch.full((40, 64), 1), torch.full((40, 64), 2), args)
+    assert seen == [(True, 1), (True, 1), (False, 2)]  # two updates, one test
+
+
+def test_what_is_measured_does_not_depend_on_the_seed():
+    for script, function, flags in (("denoise_ae", "make_figures", []), ("vae", "bce_floor", ["--binarize"])):
+        one, other = (watched(script, *flags, "--n-epochs", "1", "--seed", seed) for seed in ("0", "1"))
+        assert all(map(torch.equal, one.data[function][:1], other.data[function][:1])), script
+        assert one.metrics["test_loss"] != other.metrics["test_loss"]
+    denoised = [smoke("denoise_ae", "--n-epochs", "1", "--seed", seed).metrics for seed in ("0", "1")]
+    assert denoised[0]["gaussian_filter_test_loss"] == denoised[1]["gaussian_filter_test_loss"]
+
+
+def test_an_epoch_counts_every_image_alike():
+    """The last batch is smaller: its images must not count more. The brighter, the larger the loss."""
+    x = torch.linspace(0, 1, 10).reshape(-1, 1, 1, 1) ** 4 * torch.ones(10, 1, 28, 28)
+    y, visible, pixel = torch.arange(10), cvae_structured.visible_pixels(1), torch.nn.Conv2d(1, 1, 1)
+    flags = ["--n-epochs", "1", "--batch-size", "8", "--lr", "1e-12"]  # so small that nothing is learned
+    for script, model, data, key in (
+            ("ae", ae.Autoencoder(), (x, x), "loss"), ("denoise_ae", pixel, (x, x, x), "loss"),
+            ("vae", vae.myVAE(), (x, x), "kl"), ("cvae", cvae.myVAE(conditional_vec_dim=10), (x, y, x, y), "kl"),
+            ("cvae_structured", cvae_structured.myVAE(conditional_vec_dim=196), (x, x, visible), "kl")):
+        with replaced(denoise_ae, "add_noise", lambda x: x):
+            history, *_ = quiet(SCRIPTS[script].train, model, *data, SCRIPTS[script].parser.parse_args(flags))
+        expect(f"{script}: train_{key}", history[f"train_{key}"], history[f"test_{key}"])
+
+
+def test_beta_and_binarize():
+    plain, binarized, heavy = (smoke("vae", *flags).metrics for flags in ((), ("--binarize",), ("--beta", "4")))
+    expect("bce_floor of binarized images", binarized["test_bce_floor"], 0)
+    assert binarized["history"]["train_bce"] != plain["history"]["train_bce"] and heavy["test_kl"] < plain["test_kl"]
+    assert plain["n_used_dimensions"] == sum(kl > 0.05 for kl in plain["test_kl_per_dimension"])
+
+
+def test_psnr_db():
+    x_hat = torch.stack([torch.full((1, 2, 2), 0.1), torch.full((1, 2, 2), 0.01)])
+    expect("psnr_db of errors of 0.1 and of 0.01", denoise_ae.psnr_db(x_hat, torch.zeros(2, 1, 2, 2)), (20 + 40) / 2)
+
+
+def test_probe_latents():
+    class Fake:  # an "encoder" whose mu is what `encode` makes of the condition
+        conditional_vec_dim, reparameterize = 10, cvae.myVAE.reparameterize
+
+        def __init__(self, encode, std):
+            self.encode = lambda x, c: (encode(c), torch.full_like(encode(c), 2 * math.log(std)))
+            self.eval = lambda: self
+
+    torch.manual_seed(0)
+    sets = mnist()[0][:2000], mnist()[1][:2000], mnist()[2][:1000], mnist()[3][:1000]
+    for encode, std, linear, nearest, mu_nearest in (
+            (lambda c: c + 2, 0.01, 1, 1, 1),  # plain to see
+            (lambda c: 0.01 * c + 0.0001 * torch.randn(len(c), 10), 1.0, 0.1, 0.1, 1),  # in mu, but drowned in noise
+            # Digit d lies on a circle of radius d, anywhere: curled up, but all there.
+            (lambda c: c.argmax(1, keepdim=True) * F.normalize(torch.randn(len(c), 2)), 0.01, 0.12, 1, 1)):
+        probed = given("probe_latents", cvae.probe_latents(Fake(encode, std), *sets))
+        for name, expected in (("linear", linear), ("nearest", nearest), ("mu_nearest", mu_nearest)):
+            expect(f"probe_latents: {name}", probed[f"latent_label_{name}"], expected, 0.05)
+
+
+def test_judge_samples():
+    class Fake:  # a "decoder" that marks the label as a white pixel in the first row, and draws a 0 for every third
+        latent_dim = 2
+
+        def decode(self, z, c):
+            c = torch.where(torch.arange(len(c)).unsqueeze(1) % 3 == 0, torch.eye(10)[:1], c)
+            return F.pad(c, (0, 774)).reshape(-1, 1, 28, 28)
+
+    y = torch.arange(1, 10).repeat(30)
+    real = torch.zeros(len(y), 1, 28, 28)
+    real[::2] = 1  # within every digit half of the images are white, half black,
+    real[y == 5] = 1  # but all of the fives are white: their variance is 0, that of the others 1/4 (times 30/29)
+    judged = given("judge_samples", cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], real, y))
+    for key, expected in (("sample_accuracy", 2 / 3), ("judge_test_accuracy", 0),
+                          ("test_std", math.sqrt(8 / 9 * 0.25 * 30 / 29))):
+        expect(f"judge_samples: {key}", judged[key], expected)
+    assert judged["sample_std"] < 0.1
+
+
+def test_entropy_bits():
+    for counts, expected in (([3] * 512, 9), ([0, 9], 0), ([1, 1, 2], 1.5)):
+        expect("entropy_bits", vqvae.entropy_bits(torch.tensor(counts)), expected)
+
+
+@torch.no_grad()
+def test_evaluate_of_the_vqvae():
+    torch.manual_seed(0)
+    model = vqvae.VQVAE(num_hiddens=16, num_embeddings=6, embedding_dim=4, data_variance=0.06).eval()
+    x = cifar10()[1][:600]
+    model.quantizer.codebook.copy_(model.encode(x[:6])[:, :, 3, 3])  # so that several codes are used, unequally
+    x_hat, z, e, index = model(x)
+    share = np.bincount(index.flatten(), minlength=6) / index.numel()
+    parts, weights = [slice(0, 256), slice(256, 512), slice(512, 600)], [256 / 600, 256 / 600, 88 / 600]
+    norms = [np.percentile(vectors.norm(dim=1).flatten(), [1, 50, 99]) for vectors in (z, model.quantizer.codebook)]
+    expected = {
+        "reconstruction": ((x_hat - x) ** 2).mean() / 0.06, "psnr_db": denoise_ae.psnr_db(x_hat, x),
+        "codes_used": (share > 0).sum(), "perplexity": math.exp(-sum(p * math.log(p) for p in share if p > 0)),
+        "quantization_error": np.dot(weights, [((z[part] - e[part]) ** 2).sum() / (z[part] ** 2).sum()
+                                               for part in parts]),
+        "z_range": [z.min(), z.max()], "z_norm": norms[0], "code_norm": norms[1]}
+    tested = vqvae.evaluate(model, x)
+    for key, value in expected.items():
+        expect(f"evaluate: {key}", tested[key], value, 1e-3)
+    assert tested["codes_used"] > 2 and torch.equal(vqvae.encode_all(model, x), index.flatten(1))
+
+
 # %% What the figures claim
 
 HISTORY = {f"{which}_{part}": [2.0, 1.0] for which in ("train", "test") for part in ("loss", "bce", "kl")}
@@ -304,9 +507,40 @@ def test_figures_of_ae_and_denoise_ae():
 
 
 def test_figures_of_the_vae():
-    """Those that test_all.py does not test."""
+    class Glass(torch.nn.Module):
+        """Shows what it is given: its image has z in the first pixels. mu is the middle of the image, logvar is -1."""
+        latent_dim, reparameterize = 20, vae.myVAE.reparameterize
+
+        def encode(self, x):
+            mu = x.flatten(1)[:, 380:400]
+            return mu, torch.full_like(mu, -1.0)
+
+        def decode(self, z):
+            return F.pad(z, (0, 764)).reshape(-1, 1, 28, 28)
+
+    x, y, kl = mnist()[2][:300], mnist()[3][:300], list(range(20))
+    figures = drawn(vae.make_figures, Glass(), HISTORY, x, y, kl)
+    z = {name: figure[0].flatten(2)[:, :, :20] for name, figure in figures.items() if name != "loss"}
+    expect("samples, from the prior", [z["samples"].mean(), z["samples"].std()], [0, 1], 0.1)
+    mu, labels = x[0].flatten()[380:400], figures["variance"][1]
+    assert labels[::2] == ["variance x 1", "variance x 20"]
+    for rows, factor in ((slice(0, 2), 1), (slice(2, 4), 20)):
+        variance = (z["variance"][rows, 1:] - mu).square().mean()
+        expect(f"variance x {factor}", variance / (factor * math.exp(-1)), 1, 0.12)
+    for row, (a, b) in zip(figures["walk"][0], [(1, 7), (3, 8), (4, 9), (0, 6)]):
+        first, last = (x[(y == digit).nonzero()[0, 0]] for digit in (a, b))
+        assert torch.equal(row[0], first) and torch.equal(row[-1], last)
+        steps = torch.linspace(0, 1, 11).unsqueeze(1)
+        between = (1 - steps) * first.flatten()[380:400] + steps * last.flatten()[380:400]
+        expect("walk", row[1:-1].flatten(1)[:, :20], between)
+    _, labels, values = figures["traversals"]
+    for row, label in enumerate(labels):
+        i, expected = 19 - row, mu.repeat(11, 1)  # sorted by kl, the largest first
+        expected[:, i] = torch.tensor(values)
+        expect("traversals", z["traversals"][row], expected)
+        assert label == f"$z_{{{i + 1}}}$: {kl[i]:.2f}"
     torch.manual_seed(0)
-    x, y, model = mnist()[2][:300], mnist()[3][:300], vae.myVAE(latent_dim=2).eval()
+    model = vae.myVAE(latent_dim=2).eval()
     figures = drawn(vae.make_figures, model, HISTORY, x, y, [1, 1])
     mu = model.encode(x)[0]
     expect("from mu", figures["reconstructions"][0], torch.stack([x[:12], model.decode(mu[:12])]))
@@ -398,6 +632,42 @@ def painter(x):
     model.quantizer.codebook.copy_(z + 1e-3 * torch.randn_like(z))
     model.decode = lambda e: F.pad(e, (12, 12, 12, 12))[:, :3]
     return model
+
+
+def test_plot_latent_space_and_its_images_correspond():
+    extent, asked = (-1.0, 3.0, 10.0, 20.0), []
+    z, y = torch.tensor([[0.0, 12.0], [0.2, 13.0], [2.9, 19.0], [1.0, 15.0]]), torch.tensor([3, 3, 3, 8])
+    axis = common.plot_latent_space(z, y, extent, [1]).axes[0]
+    assert axis.get_xlim() == (-1, 3) and axis.get_ylim() == (10, 20)
+    colors = {tuple(c.get_offsets()[0]): c.get_facecolor()[0] for c in axis.collections if len(c.get_offsets())}
+    expect("the colour of a 3", colors[0.0, 12.0][:3], list(matplotlib.colors.to_rgb(common.DIGIT_COLORS[3])))
+    for text, digit, median in zip(axis.texts, "38", ((0.2, 13), (1, 15))):
+        assert text.get_text() == digit
+        expect("where the number stands", list(text.get_position()), list(median))
+    image = common.plot_latent_space_images(  # one pixel an image, the brighter the larger z2
+        lambda z: asked.append(z) or z[:, 1].reshape(-1, 1, 1, 1) / 20, extent, rows=4, columns=4).axes[0].images[0]
+    expect("the corners", asked[0][[0, -1]], [[-0.5, 18.75], [2.5, 11.25]])
+    expect("the upper row", image.get_array()[0], 18.75 / 20)
+    assert image.get_extent() == list(extent)
+    common.plt.close("all")
+
+
+def test_plot_images():
+    images = torch.arange(6).reshape(2, 3, 1, 1, 1) / 10 * torch.ones(2, 3, 1, 4, 5)
+    expected = np.kron(np.arange(6).reshape(2, 3) / 10, np.ones((5, 6)))  # in reading order,
+    expected[4::5], expected[:, 5::6] = 1, 1  # white between them
+    expect("tile", common.tile(images, pad=1)[..., 0], expected[:-1, :-1])
+    axis = common.plot_images(images, ["a", "b"], ["x", "y", "z"]).axes[0]
+    assert [t.get_text() for t in (*axis.get_yticklabels(), *axis.get_xticklabels())] == list("abxyz")
+    common.plt.close("all")
+
+
+def test_plot_losses():
+    history = {"train_loss": [3.0, 2.5], "test_loss": [4.0, 3.0], "train_kl": [1.0, 1.0], "test_kl": [1.0, 2.0]}
+    loss, kl = common.plot_losses(history, {"loss": "loss, nats", "kl": "KL"}).axes
+    assert loss.lines[1].get_ydata().tolist() == [4, 3] and kl.lines[0].get_xdata().tolist() == [1, 2]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train: 2.5", "test: 3"]
+    common.plt.close("all")
 
 
 def test_codebooks():
