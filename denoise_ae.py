@@ -221,8 +221,8 @@ def main(argv=None):
     config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim}
     torchsummary.summary(DenoiseAE(**config), (1, 28, 28), device="cpu")  # prints the layers and their sizes
     torch.manual_seed(args.seed)
-    # Convolutions are fastest with the channels last in memory. On Apple's GPUs that has led to errors
-    # (pytorch/pytorch#140902).
+    # Convolutions are fastest with the channels last in memory. On Apple's GPUs batch normalization has had wrong
+    # gradients in that layout (pytorch/pytorch#175189).
     layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
     model = DenoiseAE(**config).to(args.device, memory_format=layout)
 
