@@ -16,6 +16,7 @@ python report/pages.py writes the numbers into the pages.
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -28,7 +29,61 @@ REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 NOT_MAIN = "--no-prior --stop-at 2000"
 
-# script, run, flags, number of seeds (or which)
+# What section 6.5 measures in a run, at each entry of the history. Let the push be minus the gradient of the
+# reconstruction error that straight-through gives to z, and outward the way from its code to z, z - e. Means over all z
+# of 64 test images: the cosines of the push with outward and with z; the share of its energy that leads outward; and
+# the lambda with which the pull of the commitment loss, 2 lambda |z - e| / (number of numbers), would balance it.
+PUSH = [("""
+
+# %% 3. Evaluation
+""", """
+
+def push_of(model, x):
+    model.eval()
+    z = model.encode(x).detach()
+    e = model.quantizer(z)[0].detach().requires_grad_()
+    (F.mse_loss(model.decode(e), x) / model.data_variance).backward()
+    push, outward = -e.grad, z - e.detach()
+    along = (push * F.normalize(outward, dim=1)).sum(1)  # (n, 8, 8)
+    return {"push_cos_outward": float(F.cosine_similarity(push, outward).mean()),
+            "push_cos_z": float(F.cosine_similarity(push, z).mean()),
+            "push_outward_energy": float((along.clamp(min=0) ** 2).sum() / (push**2).sum()),
+            "push_balance": float(along.mean() / (2 * outward.norm(dim=1) / z.numel()).mean())}
+
+
+# %% 3. Evaluation
+"""), ("""            entries.append(entry)
+            save_checkpoint(checkpoint, model,""", """            entry.update(push_of(model, x_test[:64]))
+            model.zero_grad()
+            entries.append(entry)
+            save_checkpoint(checkpoint, model,""")]
+STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
+
+
+def without_push_along(direction):
+    """The change that takes from the push, the negative of g, its part along a direction, where it leads that way."""
+    return [*PUSH, (STRAIGHT_THROUGH, f"""        q = z + (e - z).detach()
+        outward = (z - e).detach()
+
+        def less(g):
+            {direction}
+            unit = F.normalize(direction, dim=1)
+            return g - (g * unit).sum(1, keepdim=True).clamp(max=0) * unit
+
+        if q.requires_grad:
+            q.register_hook(less)
+        return self.decode(q), z, e, index
+""")]
+
+
+# A direction that has the same angle with the push as outward has, and else is random: as much is taken.
+RANDOM = """push = F.normalize(-g, dim=1)
+            cosine = (push * F.normalize(outward, dim=1)).sum(1, keepdim=True)
+            noise = torch.randn_like(push)
+            noise = F.normalize(noise - (noise * push).sum(1, keepdim=True) * push, dim=1)
+            direction = cosine * push + (1 - cosine**2).clamp(min=0).sqrt() * noise"""
+
+# script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
 RUNS = [
     ("ae", "main", "", 5),
     *[("ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (1, 4, 8, 16, 32)],
@@ -58,6 +113,17 @@ RUNS = [
     ("vqvae", "lambda-0-decay-0.999", f"{NOT_MAIN} --commitment-cost 0 --decay 0.999", 3),
     ("vqvae", "lambda-0-half-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 3),
     ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3 --constant-lr", 1),
+    # Is it that each z is pushed away from its own code? These could refute it: if z grew all the same without the part of
+    # the push that leads outward; if it stopped growing, too, when as much is taken along a random direction (then it is
+    # the strength of the push); if taking the part along z gave the same errors (then it is the length alone); and if z
+    # grew without a quantizer (then it is no matter of codes).
+    ("vqvae", "push", "--no-prior", 3, PUSH),
+    ("vqvae", "push-lambda-0", "--no-prior --commitment-cost 0", 3, PUSH),
+    ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3,
+     [(STRAIGHT_THROUGH, "        return self.decode(z), z, e, index\n")]),
+    ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
+    ("vqvae", "push-without-random", "--no-prior --commitment-cost 0", 3, without_push_along(RANDOM)),
+    ("vqvae", "push-without-z", "--no-prior --commitment-cost 0", 3, without_push_along("direction = q.detach()")),
     # Short runs with a whole schedule of their own.
     ("vqvae", "short", "--no-prior --n-updates 2000", 3),
     ("vqvae", "short-no-revive", "--no-prior --n-updates 2000 --no-revive", 3),
@@ -70,7 +136,8 @@ RUNS = [
       for value in values],
 ]
 HISTORY = {"update", "seconds", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
-           "test_z_norm", "test_code_norm", "test_quantization_error"}  # kept for the figures: only vqvae.py's
+           "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
+           "push_outward_energy", "push_balance"}  # kept for the figures: only vqvae.py's
 
 
 def read_runs(script):
@@ -80,7 +147,7 @@ def read_runs(script):
 
 def write_runs(script, runs):
     """One line for each seed, in the order of RUNS."""
-    order = {run: i for i, (name, run, _, _) in enumerate(RUNS) if name == script}
+    order = {run: i for i, (name, run, *_) in enumerate(RUNS) if name == script}
     entries = []
     for run, entry in sorted(runs.items(), key=lambda item: order.get(item[0], len(RUNS))):
         head = json.dumps({key: value for key, value in entry.items() if key != "seeds"})[:-1]
@@ -124,13 +191,27 @@ def folder(script, run, seed):
     return ROOT / "runs" / "report" / f"{script}-{run}-{seed}" / script
 
 
-def run_once(script, run, flags, seed):
+def changed(script, changes):
+    """The script's text with changes [(old, new)], each old one of which stands there once."""
+    text = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, f"{script}.py no longer has, once:\n{old}"
+        text = text.replace(old, new)
+    return text
+
+
+def run_once(script, run, flags, seed, changes):
     out_dir = folder(script, run, seed)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    file = ROOT / f"{script}.py"
+    if changes:  # run from a copy
+        file = out_dir / file.name
+        file.write_text(changed(script, changes), encoding="utf-8")
     command = [f"{script}.py", *flags.split(), "--seed"]
-    print(f"\n-- {script}:{run}:{seed}: python {' '.join(command)} {seed}", flush=True)
+    print(f"\n-- {script}:{run}:{seed}: python {' '.join(command)} {seed}{', changed' * bool(changes)}", flush=True)
     resume = ["--resume"] if (out_dir / "checkpoint-model.pt").exists() else []
-    subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], str(seed), "--out-dir", str(out_dir.parent),
-                    *resume], check=True)
+    subprocess.run([sys.executable, str(file), *command[1:], str(seed), "--out-dir", str(out_dir.parent), *resume],
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     metrics = json.loads((out_dir / "metrics.json").read_text(encoding="utf-8"))
     if run == "main" and seed == 0:
         metrics["settings"] = {key: value for key, value in metrics["settings"].items() if not key.endswith("_dir")}
@@ -147,16 +228,16 @@ def run_once(script, run, flags, seed):
 
 
 def to_do(only):
-    """The runs that are missing, and those that are named in full: [(script, run, flags, seed)]. only: the beginnings
-    of their names, or nothing for all."""
+    """The runs that are missing, and those that are named in full: [(script, run, flags, seed, changes)]. only: the
+    beginnings of their names, or nothing for all."""
     found = []
-    for script, run, flags, seeds in RUNS:
+    for script, run, flags, seeds, *changes in RUNS:
         done = read_runs(script).get(run, {"seeds": {}})["seeds"]
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             name = f"{script}:{run}:{seed}"
             asked = not only or name.startswith(tuple(only))
             if name in only or (asked and str(seed) not in done):
-                found.append((script, run, flags, seed))
+                found.append((script, run, flags, seed, changes[0] if changes else []))
     return found
 
 
@@ -166,8 +247,8 @@ if __name__ == "__main__":
     parser.add_argument("--list", action="store_true", help="run nothing")
     args = parser.parse_args()
     todo = to_do(args.only)
-    for script, run, flags, seed in todo:
-        print(f"to do: {script}:{run}:{seed}, python {script}.py {flags} --seed {seed}")
+    for script, run, flags, seed, changes in todo:
+        print(f"to do: {script}:{run}:{seed}, python {script}.py {flags} --seed {seed}{', changed' * bool(changes)}")
     if not args.list:
         for one in todo:
             run_once(*one)
