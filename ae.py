@@ -15,7 +15,7 @@ Run it:    python ae.py                    train on all of MNIST; minutes on a l
            python ae.py --smoke            every step in seconds, on a few hundred images
 Writes:    runs/ae/: metrics.json, model.pt, loss.png, reconstructions.png, and for a plane (--latent-dim 2, the
            default) latent_space.png and latent_space_images.png
-Report:    report.md#1-autoencoder-aepy
+Report:    report.md#1-autoencoder-aepy-deliverable-1
 Papers:    Hinton and Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks, Science 313, 2006.
            Baldi and Hornik, Neural Networks and Principal Component Analysis, Neural Networks 2, 1989 (a linear
            autoencoder is PCA: that is why PCA is the yardstick here).

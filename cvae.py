@@ -19,7 +19,7 @@ Run it:    python cvae.py               train on all of MNIST; minutes on a lapt
            python cvae.py --no-label    without the label: conditional_vec_dim=0, as in vae.py
            python cvae.py --smoke       every step in seconds, on a few hundred images
 Writes:    runs/cvae/: metrics.json, model.pt, loss.png, and with the label digits.png and style.png
-Report:    report.md#4-conditional-vae-cvaepy
+Report:    report.md#4-conditional-vae-cvaepy-deliverable-4
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
            NeurIPS 2015. Kingma, Rezende, Mohamed and Welling, Semi-supervised Learning with Deep Generative Models,
            NeurIPS 2014, arXiv:1406.5298.

@@ -18,7 +18,7 @@ Run it:    python cvae_structured.py                  one quarter is visible; mi
            python cvae_structured.py --smoke          every step in seconds, on a few hundred images
 Writes:    runs/cvae_structured/: metrics.json, loss.png, samples.png, best_of_k.png, and the weights model.pt and
            baseline.pt
-Report:    report.md#5-structured-prediction-cvae_structuredpy
+Report:    report.md#5-structured-prediction-cvae_structuredpy-deliverable-5
 Papers:    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models,
            NeurIPS 2015, section 5.1; report.md also quotes the numbers of Pyro's tutorial on it.
 """

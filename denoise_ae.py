@@ -15,7 +15,7 @@ Run it:    python denoise_ae.py                   train on all of MNIST; minutes
            python denoise_ae.py --latent-dim 2    a bottleneck of 32 numbers instead of 384
            python denoise_ae.py --smoke           every step in seconds, on a few hundred images
 Writes:    runs/denoise_ae/: metrics.json, model.pt, loss.png and denoised.png
-Report:    report.md#2-denoising-autoencoder-denoise_aepy
+Report:    report.md#2-denoising-autoencoder-denoise_aepy-deliverable-2
 Paper:     Vincent, Larochelle, Bengio and Manzagol, Extracting and Composing Robust Features with Denoising
            Autoencoders, ICML 2008.
 """

@@ -24,7 +24,7 @@ Run it:    python vae.py                   train on all of MNIST; minutes on a l
            python vae.py --smoke           every step in seconds, on a few hundred images
 Writes:    runs/vae/: metrics.json, model.pt, loss.png, reconstructions.png, samples.png, variance.png, walk.png,
            traversals.png, and with --latent-dim 2 latent_space.png and latent_space_images.png
-Report:    report.md#3-variational-autoencoder-vaepy
+Report:    report.md#3-variational-autoencoder-vaepy-deliverable-3
 Papers:    Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014, arXiv:1312.6114.
            Rezende, Mohamed and Wierstra, Stochastic Backpropagation, ICML 2014, arXiv:1401.4082.
            Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, arXiv:1509.00519.

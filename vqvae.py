@@ -26,7 +26,7 @@ Run it:    python vqvae.py                the model, then the prior; about half 
            python vqvae.py --no-prior --commitment-cost 0 --out-dir runs/without    what happens without commitment
 Writes:    runs/vqvae/: metrics.json, model.pt, loss.png, codebook.png, reconstructions.png; without --no-prior also
            prior.pt and samples.png; while it runs, checkpoint-model.pt and checkpoint-prior.pt
-Report:    report.md#6-discrete-codes-vqvaepy
+Report:    report.md#6-discrete-codes-vqvaepy-deliverable-6
 Papers:    van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, NeurIPS 2017,
            arXiv:1711.00937 (the loss is equation 3, the moving average is in appendix A.1).
            Bengio, Leonard and Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013,

@@ -12,14 +12,20 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
-of it or those lines, and [`decode`](vae.py#L9) links to its line.
+of it or those lines, <!--summary:vae.py--> before one with what the script prints of its layers, and
+[`decode`](vae.py#L9) links to its line.
 """
 
 import ast
+import contextlib
 import functools
+import importlib
+import io
 import json
 import re
 import statistics
+import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -31,6 +37,7 @@ NUMBER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std>[ \xa0]±[ \xa0][\d,]*\.
                     r"(?P<marker><!--(?P<script>\w+):((?P<seed>seeds|\d+):)?(?P<key>[^>]+)-->)")
 CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
                   r"```python\n.*?```", re.DOTALL)
+SUMMARY = re.compile(r"(?P<marker><!--summary:(?P<script>\w+)\.py-->)\n```text\n.*?```", re.DOTALL)
 LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<folder>(\.\./)?)(?P<script>\w+\.py)#L\d+\)")
 
 
@@ -98,14 +105,46 @@ def code(found):
     return f"{found['marker']}\n```python\n" + textwrap.dedent("\n".join(lines)).strip("\n") + "\n```"
 
 
+def summary(found):
+    return f"{found['marker']}\n```text\n{layers(found['script'])}\n```"
+
+
+@functools.cache
+def layers(script):
+    """What a script prints of its layers: all until it draws the first random number."""
+    import torch
+
+    class Printed(Exception):
+        pass
+
+    def stop(seed):
+        raise Printed
+
+    out, manual_seed = io.StringIO(), torch.manual_seed
+    sys.path.insert(0, str(ROOT))
+    with (tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(out),
+          contextlib.redirect_stderr(io.StringIO())):
+        torch.manual_seed = stop
+        try:
+            importlib.import_module(script).main(["--smoke", "--device", "cpu", "--out-dir", tmp])
+        except Printed:
+            pass
+        finally:
+            torch.manual_seed = manual_seed
+    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+
+
 def render(text):
     """The page with every number, code block and link as it should be. Raises if a marker has no number before it."""
     text, n_numbers = NUMBER.subn(number, text)
-    if n_numbers != text.count("<!--") - text.count("<!--code:"):
+    others = re.findall(r"<!--(?!code:|summary:).*?-->", text)
+    if n_numbers != len(others):
         whole = {found["marker"] for found in NUMBER.finditer(text)}
-        raise ValueError(f"no number before {sorted(set(re.findall(r'<!--(?!code:).*?-->', text)) - whole)}")
+        raise ValueError(f"no number before {sorted(set(others) - whole)}")
     text, n_blocks = CODE.subn(code, text)
     assert n_blocks == text.count("<!--code:"), "a code marker has no block of Python right below it"
+    text, n_blocks = SUMMARY.subn(summary, text)
+    assert n_blocks == text.count("<!--summary:"), "a summary marker has no block of text right below it"
     return LINK.sub(link, text)
 
 

@@ -113,8 +113,8 @@ RUNS = [
     ("vqvae", "lambda-0-decay-0.999", f"{NOT_MAIN} --commitment-cost 0 --decay 0.999", 3),
     ("vqvae", "lambda-0-half-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 3),
     ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3 --constant-lr", 1),
-    # Is it that each z is pushed away from its own code? These could refute it: if z grew all the same without the part of
-    # the push that leads outward; if it stopped growing, too, when as much is taken along a random direction (then it is
+    # Is each z pushed away from its own code? These could refute it: if z grew all the same without the part of the
+    # push that leads outward; if it stopped growing, too, where as much is taken along a random direction (then it is
     # the strength of the push); if taking the part along z gave the same errors (then it is the length alone); and if z
     # grew without a quantizer (then it is no matter of codes).
     ("vqvae", "push", "--no-prior", 3, PUSH),
