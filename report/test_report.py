@@ -263,6 +263,8 @@ def watched(script, *flags):
     """A smoke run, with `data`: for each of the script's WATCHED functions the sets of images, labels or codes that it
     was called with; and `brightness`: the mean of every batch of numbers from 0 to 1 that a network was trained on."""
     data, brightness, module = {}, [], SCRIPTS[script]
+    schedules, zeroed, zero_grad = [], [], torch.optim.Optimizer.zero_grad
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
 
     def note_brightness(network, args):
         whole = type(network).__module__ == script or isinstance(network, torch.nn.Sequential)  # and no layer
@@ -276,13 +278,21 @@ def watched(script, *flags):
             return function(*args)
         return call
 
+    def schedule(*args, **kwargs):
+        schedules.append(one_cycle(*args, **kwargs))
+        return schedules[-1]
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(torch.optim.lr_scheduler, "OneCycleLR", schedule))
+        stack.enter_context(replaced(torch.optim.Optimizer, "zero_grad", lambda self: zeroed.append(zero_grad(self))))
         for name in WATCHED:
             if hasattr(module, name):
                 stack.enter_context(replaced(module, name, noted(name, getattr(module, name))))
         hook = torch.nn.modules.module.register_module_forward_pre_hook(note_brightness)
         stack.callback(hook.remove)
         run = smoke.__wrapped__(script, *flags)
+    assert all(schedule.last_epoch == schedule.total_steps for schedule in schedules), f"{script}: the schedule"
+    assert len(zeroed) == sum(schedule.total_steps for schedule in schedules), f"{script}: gradients add up"
     run.data, run.brightness = data, brightness
     return run
 
@@ -339,17 +349,39 @@ def test_on_which_images_everything_is_trained_and_measured():
     baseline = load(cvae_structured.BaselineNN, run.folder / "baseline.pt")
     for key, images in (("baseline_train_loss", x), ("baseline_nll_nats", x_test)):
         expect(key, run.metrics[key], cvae_structured.evaluate(baseline, images, visible)["loss"])
+    expect("test_baseline_loss", run.metrics["history"]["test_baseline_loss"][-1], run.metrics["baseline_nll_nats"])
+    for key, part in (("n_decoder_parameters", run.models[0].decoder), ("n_baseline_parameters", baseline)):
+        assert run.metrics[key] == sum(p.numel() for p in part.parameters()), key
+    assert len(run.metrics["best_of_k_mse"]) == run.metrics["n_samples"] == 100
     run = runs["vqvae"]
     model, prior = load(vqvae.VQVAE, run.folder / "model.pt"), load(vqvae.Prior, run.folder / "prior.pt")
     expect("data_variance", run.metrics["data_variance"], photographs.var())
     for key, images in (("train_bits_per_code", photographs), ("test_bits_per_code", test_photographs)):
         bits = vqvae.evaluate_prior(prior, vqvae.encode_all(model, images))
         expect(f"prior: {key}", run.metrics["prior"][key], bits)
+    expect("uniform_bits", run.metrics["prior"]["uniform_bits"], 9)
     counts = torch.bincount(vqvae.encode_all(model, test_photographs).flatten())
     expect("code_entropy_bits", run.metrics["prior"]["code_entropy_bits"], vqvae.entropy_bits(counts))
     run = runs["denoise_ae"]
     expect("noisy_test_loss", run.metrics["noisy_test_loss"], F.mse_loss(noisy_tests[0], x_test))
     expect("test_loss", run.metrics["test_loss"], np.mean(run.metrics["test_loss_by_noise"]))
+    model = load(denoise_ae.DenoiseAE, run.folder / "model.pt")
+    fixed = torch.Generator().manual_seed(0)
+    for _ in noisy_tests:
+        denoise_ae.add_noise(x_test, fixed)
+    filtered, _ = denoise_ae.gaussian_filter(x, denoise_ae.add_noise(x, fixed), noisy_tests[0])
+    for key, images in (("test_psnr_db", denoise_ae.denoise(model, noisy_tests[0])),
+                        ("noisy_test_psnr_db", noisy_tests[0]), ("gaussian_filter_test_psnr_db", filtered)):
+        expect(key, run.metrics[key], denoise_ae.psnr_db(images, x_test))
+    expect("gaussian_filter_test_loss", run.metrics["gaussian_filter_test_loss"], F.mse_loss(filtered, x_test))
+    assert run.metrics["bottleneck_size"] == 24 * 4 * 4
+    run = runs["vae"]
+    model = load(vae.myVAE, run.folder / "model.pt")
+    kl = model.kl_divergence(*model.encode(x_test)).mean(0)
+    expect("test_kl_per_dimension", run.metrics["test_kl_per_dimension"], kl, 1e-4)
+    assert run.metrics["importance_samples"] == 100
+    run = smoke("ae", "--latent-dim", "3", "--n-epochs", "1")
+    expect("pca_test_loss, of as many components", run.metrics["pca_test_loss"], ae.pca_mse(x, x_test, 3))
 
 
 def test_the_prior_learns_from_training_codes_only():
@@ -377,6 +409,26 @@ def test_what_is_measured_does_not_depend_on_the_seed():
     assert denoised[0]["gaussian_filter_test_loss"] == denoised[1]["gaussian_filter_test_loss"]
 
 
+def test_flags_and_seeds_reach_the_model():
+    for script, flags, key, value in (
+            ("ae", ["--hidden-dim", "16"], "hidden_dim", 16), ("denoise_ae", ["--latent-dim", "8"], "latent_dim", 8),
+            ("cvae", ["--no-label"], "conditional_vec_dim", 0),
+            ("cvae_structured", ["--quadrants", "2", "--learned-prior"], "conditional_vec_dim", 392),
+            ("vqvae", ["--codebook-loss"], "ema", False), ("vqvae", ["--commitment-cost", "3"], "commitment_cost", 3),
+            ("vqvae", ["--decay", "0.5"], "decay", 0.5), ("vqvae", ["--no-revive"], "revive_until", 0),
+            ("vqvae", [], "revive_until", 2)):  # nine tenths of three updates
+        few = ["--no-prior"] if script == "vqvae" else ["--n-epochs", "1"]
+        saved = torch.load(smoke(script, *few, *flags).folder / "model.pt", weights_only=True)
+        assert saved["config"][key] == value, (script, flags, saved["config"])
+    learned = smoke("cvae_structured", "--n-epochs", "1", "--quadrants", "2", "--learned-prior").models[0]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned.prior.parameters())
+    assert smoke("vqvae", "--no-prior", "--stop-at", "2").metrics["history"]["update"] == [2]
+    for script in SCRIPTS:
+        few = ["--no-prior"] if script == "vqvae" else ["--n-epochs", "1"]
+        one, other = (smoke(script, *few, "--seed", seed).metrics for seed in ("0", "1"))
+        assert one["test_loss"] != other["test_loss"], script
+
+
 def test_an_epoch_counts_every_image_alike():
     """The last batch is smaller: its images must not count more. The brighter, the larger the loss."""
     x = torch.linspace(0, 1, 10).reshape(-1, 1, 1, 1) ** 4 * torch.ones(10, 1, 28, 28)
@@ -389,11 +441,19 @@ def test_an_epoch_counts_every_image_alike():
         with replaced(denoise_ae, "add_noise", lambda x: x):
             history, *_ = quiet(SCRIPTS[script].train, model, *data, SCRIPTS[script].parser.parse_args(flags))
         expect(f"{script}: train_{key}", history[f"train_{key}"], history[f"test_{key}"])
+    x = torch.cat([mnist()[2][:1000], torch.ones(200, 1, 28, 28)])  # two batches of an evaluation, of different sizes
+    model = ae.Autoencoder()
+    expect("ae.evaluate", ae.evaluate(model, x), F.mse_loss(model(x), x))
+    model = vae.myVAE()
+    expect("vae.evaluate", vae.evaluate(model, x)["kl"], model.kl_divergence(*model.encode(x)).sum(1).mean())
 
 
 def test_beta_and_binarize():
     plain, binarized, heavy = (smoke("vae", *flags).metrics for flags in ((), ("--binarize",), ("--beta", "4")))
     expect("bce_floor of binarized images", binarized["test_bce_floor"], 0)
+    for metrics in (plain, heavy):  # the losses of the history have beta = 1
+        history = metrics["history"]
+        expect("train_loss", history["train_loss"], np.add(history["train_bce"], history["train_kl"]))
     assert binarized["history"]["train_bce"] != plain["history"]["train_bce"] and heavy["test_kl"] < plain["test_kl"]
     assert plain["n_used_dimensions"] == sum(kl > 0.05 for kl in plain["test_kl_per_dimension"])
 
@@ -440,6 +500,9 @@ def test_judge_samples():
                           ("test_std", math.sqrt(8 / 9 * 0.25 * 30 / 29))):
         expect(f"judge_samples: {key}", judged[key], expected)
     assert judged["sample_std"] < 0.1
+    torch.manual_seed(0)
+    judge = cvae.train_judge(mnist()[0][:5000], mnist()[1][:5000])
+    assert (judge(mnist()[2][:1000]).argmax(1) == mnist()[3][:1000]).float().mean() > 0.85
 
 
 def test_entropy_bits():
@@ -500,6 +563,7 @@ def test_figures_of_ae_and_denoise_ae():
     x, y, model = mnist()[2][:300], mnist()[3][:300], ae.Autoencoder().eval()
     figures = drawn(ae.make_figures, model, HISTORY, x, y)
     expect("the first twelve", figures["reconstructions"][0], torch.stack([x[:12], model(x[:12])]))
+    assert figures["reconstructions"][1] == ["original", "rebuilt"]
     check_plane(figures, model.decoder, model.encoder(x), y)
     axis = figures["latent_space"].axes[0]
     expect("the middle 94 %", [axis.get_xlim(), axis.get_ylim()],
@@ -549,6 +613,9 @@ def test_figures_of_the_vae():
     mu = model.encode(x)[0]
     expect("from mu", figures["reconstructions"][0], torch.stack([x[:12], model.decode(mu[:12])]))
     check_plane(figures, model.decode, mu, y)
+    assert [circle.get_radius() for circle in figures["latent_space"].axes[0].patches] == [1, 2, 3]
+    assert figures["reconstructions"][1] == ["original", "rebuilt\nfrom mu"]
+    assert [axis.get_ylabel() for axis in figures["loss"].axes] == ["loss, nats per image", "BCE", "KL"]
 
 
 def test_figures_of_the_cvae():
@@ -597,6 +664,7 @@ def test_figures_of_cvae_structured():
     answer = baseline(originals[:, visible]).flatten(1)[:, ~visible]
     expect("the baseline's answer", images[:, 2][:, ~visible], answer)
     assert images[:, 3:][:, :, ~visible].std(1).mean() > 1e-3  # ten samples differ
+    assert figures["samples"][2][:2] == ["given", "original"]
     for line, name, values in zip(figures["best_of_k"].axes[0].lines, ("best", "BaselineNN", "mean"),
                                   ([3, 2, 1], [1.5, 1.5], [1.7, 1.7])):
         assert name in line.get_label() and list(line.get_ydata()) == values, line.get_label()
@@ -653,6 +721,9 @@ def test_plot_latent_space_and_its_images_correspond():
     expect("the corners", asked[0][[0, -1]], [[-0.5, 18.75], [2.5, 11.25]])
     expect("the upper row", image.get_array()[0], 18.75 / 20)
     assert image.get_extent() == list(extent)
+    axis = common.plot_latent_space(torch.zeros(4, 2), torch.tensor([1, 1, 2, 2]), (-1, 1, -1, 1), [0.5]).axes[0]
+    assert axis.texts[0].get_position() != axis.texts[1].get_position()  # two numbers never on one another
+    assert [circle.get_radius() for circle in axis.patches] == [0.5]
     common.plt.close("all")
 
 
@@ -663,6 +734,8 @@ def test_plot_images():
     expect("tile", common.tile(images, pad=1)[..., 0], expected[:-1, :-1])
     axis = common.plot_images(images, ["a", "b"], ["x", "y", "z"]).axes[0]
     assert [t.get_text() for t in (*axis.get_yticklabels(), *axis.get_xticklabels())] == list("abxyz")
+    assert list(axis.get_yticks()) == [2, 8] and axis.images[0].get_clim() == (0, 1)
+    expect("an image brighter than white", common.tile(torch.full((1, 1, 1, 2, 2), 3.0)), 1)
     common.plt.close("all")
 
 
@@ -671,6 +744,9 @@ def test_plot_losses():
     loss, kl = common.plot_losses(history, {"loss": "loss, nats", "kl": "KL"}).axes
     assert loss.lines[1].get_ydata().tolist() == [4, 3] and kl.lines[0].get_xdata().tolist() == [1, 2]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train: 2.5", "test: 3"]
+    axis = common.plot_losses({"update": [100, 200, 300], "train_l": [1.0, 3.0, 2.0]}, {"l": "l"}, "update").axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [100, 200, 300] and axis.get_yscale() == "log"
+    assert axis.get_legend().get_texts()[0].get_text() == "train: 2"
     common.plt.close("all")
 
 
