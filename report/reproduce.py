@@ -95,6 +95,7 @@ RUNS = [
     ("vae", "binarized", "--binarize", 5),
     ("cvae", "main", "", 5),
     ("cvae", "no-label", "--no-label", 5),
+    ("cvae", "as-vae", "--n-epochs 10 --batch-size 64 --lr 3e-3 --latent-dim 16", 5),  # "the same as the previous"
     ("cvae_structured", "main", "", 5),
     *[("cvae_structured", f"quadrants-{n}", f"--quadrants {n}", 5) for n in (2, 3)],
     *[("cvae_structured", f"learned-prior-{n}", f"--learned-prior --quadrants {n}", 3) for n in (1, 2, 3)],
