@@ -5,7 +5,7 @@
 """Conditional VAE: say which digit, and get it, in many handwritings.
 
 The model of vae.py, but encoder and decoder also see the label y, as a one-hot vector c. The decoder no longer needs z
-to know which digit to draw, and as every nat in z costs, z lets go of the label and keeps the rest: slant, width,
+to know which digit to draw, and as every nat in z costs, z lets most of the label go, and keeps the rest: slant, width,
 stroke. So the same z under another label is another digit in the same handwriting.
 
     L    = 1/N sum over images of [ BCE(x_hat, x) + KL(q(z|x,c) || p(z)) ]

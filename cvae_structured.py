@@ -220,8 +220,8 @@ def evaluate(model, x, visible):
 def likelihood(model, x, visible, n_samples):
     """Two estimates of -log p(u|c), where u are the unseen pixels, in nats per image, the mean over x (n, 1, H, W):
 
-    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c),  z_m from the prior. What the paper
-        reports. It needs samples near u, and with few of them it is far too pessimistic.
+    monte_carlo_nll_nats:  log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c),  z_m from the prior. It needs
+        samples near u, and with few of them it is far too pessimistic.
     importance_nll_nats:   log p(u|c)  ~  log 1/M sum over m of  p(u|z_m,c) p(z_m) / q(z_m|x,c),  z_m ~ q(z|x,c). The
         same integral, with z drawn from the encoder, which sees u, and each draw reweighted.
     On average both are upper bounds.
