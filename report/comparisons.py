@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 REPORT = Path(__file__).resolve().parent
 sys.path[:0] = [str(REPORT.parent), str(REPORT)]
 
+import ae
 import common
 import cvae
 import vae
@@ -90,6 +91,16 @@ def ae_sweep():
     axis.set(xlabel="latent size, Z", ylabel="test MSE per pixel", ylim=(0, None))
     axis.legend()
     return figure
+
+
+@torch.no_grad()
+def ae_digits():
+    """The first twelve test digits, rebuilt from codes of each size."""
+    x = common.load_mnist()[2][:12]
+    rows = {"original": x}
+    for z in (1, 2, 4, 8, 16, 32):
+        rows[f"Z = {z}"] = load("ae", "main" if z == 2 else f"latent-{z}", 0, ae.Autoencoder)(x)
+    return common.plot_images(torch.stack(list(rows.values())), list(rows))
 
 
 def denoise_sweep():
@@ -271,6 +282,7 @@ WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
 # <script>/<file>: what draws it. None has the name of a figure that the script itself draws.
 FIGURES = {
     "ae/sweep": ae_sweep,
+    "ae/digits": ae_digits,
     "denoise_ae/sweep": denoise_sweep,
     "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples,

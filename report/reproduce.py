@@ -83,16 +83,36 @@ RANDOM = """push = F.normalize(-g, dim=1)
             noise = F.normalize(noise - (noise * push).sum(1, keepdim=True) * push, dim=1)
             direction = cosine * push + (1 - cosine**2).clamp(min=0).sqrt() * noise"""
 
+# In place of straight-through: z is rotated and scaled to e, and gradients are rotated back (Fifty et al. 2024).
+ROTATION = [*PUSH, (STRAIGHT_THROUGH, """        z_unit = F.normalize(z.detach(), dim=1)
+        e_unit = F.normalize(e.detach(), dim=1)
+        middle = F.normalize(z_unit + e_unit, dim=1)
+        rotated = z - 2 * middle * (middle * z).sum(1, keepdim=True) + 2 * e_unit * (z_unit * z).sum(1, keepdim=True)
+        scale = e.detach().norm(dim=1, keepdim=True) / z.detach().norm(dim=1, keepdim=True)
+        return self.decode(scale * rotated), z, e, index
+""")]
+LEAKY = [("import common\n\nLOG_EVERY", "import common\n\nnn.ReLU, F.relu = nn.LeakyReLU, F.leaky_relu\nLOG_EVERY")]
+# The assignment's decoder to the letter: batch normalization and LeakyReLU after the last transposed convolution, too.
+LITERAL = [("up(hidden_dim, 1, 6, 2, bias=True), nn.Sigmoid())",
+            "up(hidden_dim, 1, 6, 2), nn.BatchNorm2d(1), nn.LeakyReLU(0.1), nn.Sigmoid())")]
+NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
+
 # script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
 RUNS = [
     ("ae", "main", "", 5),
     *[("ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (1, 4, 8, 16, 32)],
     ("denoise_ae", "main", "", 5),
     *[("denoise_ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (2, 6, 12)],
+    # The bottleneck at as many parameters as 15,000 allow: what it gains, the other layers lose.
+    *[("denoise_ae", f"budget-{z}", f"--latent-dim {z} --hidden-dim {width}", 3)
+      for z, width in ((2, 22), (6, 20), (12, 19), (36, 13), (48, 11), (96, 7))],
+    ("denoise_ae", "held-out", "--validation", 2),
+    ("denoise_ae", "held-out-literal", "--validation", 2, LITERAL),
     ("vae", "main", "", 5),
     *[("vae", f"beta-{beta}", f"--beta {beta}", 3) for beta in (0, 0.1, 0.3, 3, 10)],
     ("vae", "plane", "--latent-dim 2", 1),
     ("vae", "binarized", "--binarize", 5),
+    ("vae", "binarized-100", "--binarize --n-epochs 100", 3),
     ("cvae", "main", "", 5),
     ("cvae", "no-label", "--no-label", 5),
     ("cvae", "as-vae", "--n-epochs 10 --batch-size 64 --lr 3e-3 --latent-dim 16", 5),  # "the same as the previous"
@@ -125,6 +145,16 @@ RUNS = [
     ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
     ("vqvae", "push-without-random", "--no-prior --commitment-cost 0", 3, without_push_along(RANDOM)),
     ("vqvae", "push-without-z", "--no-prior --commitment-cost 0", 3, without_push_along("direction = q.detach()")),
+    ("vqvae", "rotation", "--no-prior", 3, ROTATION),
+    ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
+    # With the notebook's recipe all z soon share one code, at an error of 0.98. Does it leave that plateau with codes from
+    # data, with LeakyReLUs, without the outward part of the push?
+    ("vqvae", "plateau", NOTEBOOK_WITHOUT, 1),
+    ("vqvae", "plateau-lambda-0.25", NOTEBOOK_WITHOUT.replace("cost 0", "cost 0.25"), 1),
+    ("vqvae", "plateau-from-data",
+     "--no-prior --commitment-cost 0 --lr 1e-3 --constant-lr --relu-skip --n-updates 3000", 1),
+    ("vqvae", "plateau-leaky", NOTEBOOK_WITHOUT, 1, LEAKY),
+    ("vqvae", "plateau-without-outward", NOTEBOOK_WITHOUT, 1, without_push_along("direction = outward")),
     # Short runs with a whole schedule of their own.
     ("vqvae", "short", "--no-prior --n-updates 2000", 3),
     ("vqvae", "short-no-revive", "--no-prior --n-updates 2000 --no-revive", 3),
