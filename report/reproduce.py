@@ -91,6 +91,11 @@ ROTATION = [*PUSH, (STRAIGHT_THROUGH, """        z_unit = F.normalize(z.detach()
         scale = e.detach().norm(dim=1, keepdim=True) / z.detach().norm(dim=1, keepdim=True)
         return self.decode(scale * rotated), z, e, index
 """)]
+# DiVeQ (Vali et al. 2025, arXiv:2509.26469) without its noise: e is z plus the distance between them times a direction,
+# and only the direction is held constant. So z gets no part of the push along z - e, neither outward nor inward.
+DIVEQ = [*PUSH, (STRAIGHT_THROUGH, """        distance = (e - z).norm(dim=1, keepdim=True)
+        return self.decode(z + distance * F.normalize(e - z, dim=1).detach()), z, e, index
+""")]
 LEAKY = [("import common\n\nLOG_EVERY", "import common\n\nnn.ReLU, F.relu = nn.LeakyReLU, F.leaky_relu\nLOG_EVERY")]
 # The assignment's decoder to the letter: batch normalization and LeakyReLU after the last transposed convolution, too.
 LITERAL = [("up(hidden_dim, 1, 6, 2, bias=True), nn.Sigmoid())",
@@ -145,10 +150,11 @@ RUNS = [
     ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
     ("vqvae", "push-without-random", "--no-prior --commitment-cost 0", 3, without_push_along(RANDOM)),
     ("vqvae", "push-without-z", "--no-prior --commitment-cost 0", 3, without_push_along("direction = q.detach()")),
+    ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
-    # With the notebook's recipe all z soon share one code, at an error of 0.98. Does it leave that plateau with codes from
-    # data, with LeakyReLUs, without the outward part of the push?
+    # With the notebook's recipe all z soon share one code, at an error of 0.98. Does it leave that plateau with codes
+    # from data, with LeakyReLUs, without the outward part of the push?
     ("vqvae", "plateau", NOTEBOOK_WITHOUT, 1),
     ("vqvae", "plateau-lambda-0.25", NOTEBOOK_WITHOUT.replace("cost 0", "cost 0.25"), 1),
     ("vqvae", "plateau-from-data",
