@@ -670,9 +670,10 @@ def interrupted(kind, at, *flags):
     loss_function, updates, out_dir = kind.loss_function, [], folder()
 
     def stopping(self, *args):
-        updates.extend([1] * torch.is_grad_enabled())  # an update, and no evaluation
-        if len(updates) == at:
-            raise KeyboardInterrupt
+        if torch.is_grad_enabled():  # an update, and no evaluation
+            updates.append(1)
+            if len(updates) == at:
+                raise KeyboardInterrupt
         return loss_function(self, *args)
 
     with (replaced(kind, "loss_function", stopping), replaced(vqvae, "LOG_EVERY", 1),

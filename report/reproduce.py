@@ -245,7 +245,7 @@ def run_once(script, run, flags, seed, changes):
         file = out_dir / file.name
         file.write_text(changed(script, changes), encoding="utf-8")
     command = [f"{script}.py", *flags.split(), "--seed"]
-    print(f"\n-- {script}:{run}:{seed}: python {' '.join(command)} {seed}{', changed' * bool(changes)}", flush=True)
+    print(f"\n-- {script}:{run}:{seed}: python {' '.join(command)} {seed}, {len(changes)} changes", flush=True)
     resume = ["--resume"] if (out_dir / "checkpoint-model.pt").exists() else []
     subprocess.run([sys.executable, str(file), *command[1:], str(seed), "--out-dir", str(out_dir.parent), *resume],
                    env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
@@ -285,7 +285,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     todo = to_do(args.only)
     for script, run, flags, seed, changes in todo:
-        print(f"to do: {script}:{run}:{seed}, python {script}.py {flags} --seed {seed}{', changed' * bool(changes)}")
+        print(f"to do: {script}:{run}:{seed}, python {script}.py {flags} --seed {seed}, {len(changes)} changes")
     if not args.list:
         for one in todo:
             run_once(*one)
