@@ -188,11 +188,9 @@ def train_judge(x_train, y_train):
 
 @torch.no_grad()
 def judge_samples(model, judge, x_test, y_test):
-    """Draws a sample for each label of y_test (n,), and asks the judge which digit it shows.
-
-    Returns {sample_accuracy, judge_test_accuracy (what it reaches on real digits), sample_std, test_std}; the last two
-    measure variety: a pixel's standard deviation within a digit, as the root mean square over pixels and digits.
-    """
+    """Draws a sample for each label of y_test (n,), and asks the judge which digit it shows: {sample_accuracy,
+    judge_test_accuracy (of real digits), sample_std, test_std}. The last two measure variety: a pixel's standard
+    deviation within a digit, as the root mean square over pixels and digits."""
     def accuracy(images):
         return float(torch.cat([judge(batch).argmax(1) for batch in images.split(1000)]).eq(y_test).float().mean())
 
@@ -206,9 +204,9 @@ def judge_samples(model, judge, x_test, y_test):
 
 @torch.no_grad()
 def probe_latents(model, x_train, y_train, x_test, y_test):
-    """Does z still carry the label? The test accuracy of two classifiers that get what the decoder gets, one z (n, Z)
-    drawn from q(z|x,c) for each image: linear, least squares; and nearest, the vote of the 10 nearest training images,
-    which also finds classes that no plane separates. mu_nearest gets mu, without the noise that covers its details."""
+    """Does z still carry the label? The test accuracy of two classifiers that get what the decoder gets, one z (n, Z) of
+    q(z|x,c) for each image: linear, least squares; and nearest, the vote of the 10 nearest training images, which also
+    finds classes that no plane separates. mu_nearest gets mu, without the noise that covers its details."""
     model.eval()
     mu_train, logvar_train = model.encode(x_train, condition(model, y_train))
     mu_test, logvar_test = model.encode(x_test, condition(model, y_test))
