@@ -204,9 +204,9 @@ def judge_samples(model, judge, x_test, y_test):
 
 @torch.no_grad()
 def probe_latents(model, x_train, y_train, x_test, y_test):
-    """Does z still carry the label? The test accuracy of two classifiers that get what the decoder gets, one z (n, Z) of
-    q(z|x,c) for each image: linear, least squares; and nearest, the vote of the 10 nearest training images, which also
-    finds classes that no plane separates. mu_nearest gets mu, without the noise that covers its details."""
+    """Does z still carry the label? The test accuracy of two classifiers that get what the decoder gets, one z (n, Z)
+    for each image: linear, least squares; and nearest, the vote of the 10 nearest training images, which also finds
+    classes that no plane separates. mu_nearest gets mu, without the noise that covers its details."""
     model.eval()
     mu_train, logvar_train = model.encode(x_train, condition(model, y_train))
     mu_test, logvar_test = model.encode(x_test, condition(model, y_test))
