@@ -192,13 +192,13 @@ def histories(runs):
 
 
 def plot_runs(lines, panels=tuple(PANELS), numbered=True):
-    """Two groups of runs against each other, {label: names in runs.json}, all seeds: the first thick and with a band
+    """Groups of runs against each other, {label: names in runs.json}, all seeds: the first thick and with a band
     from the 1st to the 99th percentile where norms are shown, whose lines are medians. numbered: the second group's
     seeds stand at the ends of these lines."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     for group, (label, runs) in enumerate(lines.items()):
-        color = (common.BLUE, common.RED)[group]
+        color = (common.BLUE, common.RED, common.GREEN, common.ORANGE)[group]
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
@@ -207,7 +207,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
                     if i == 0:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
-                axis.plot(updates, values, ("-", "--")[group], color=color, linewidth=1.6 if i == 0 else 0.8,
+                axis.plot(updates, values, ("-", "--", ":", "-.")[group], color=color, linewidth=1.6 if i == 0 else 0.8,
                           label=label if i == 0 else None)
                 if numbered and group == 1 and key == "test_z_norm":
                     axis.annotate(str(seed), (updates[-1], values[-1]), (4, 0), textcoords="offset points",
@@ -220,6 +220,37 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def cells():
+    """The mechanism in two dimensions: the cells of a codebook, a z with its code, and the push that straight-through
+    copies from the code to z, with the part of it that leads outward."""
+    codes = np.array([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]])
+    z, push = np.array([0.95, 0.35]), np.array([1.0, -0.35])
+    xs, ys = np.linspace(-2.8, 2.8, 561), np.linspace(-2.4, 2.4, 481)
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 561, 2)
+    nearest = ((points[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
+    e = codes[((codes - z) ** 2).sum(1).argmin()]
+    outward = (z - e) / np.linalg.norm(z - e)
+    figure, axis = plt.subplots(figsize=(6, 5))
+    axis.contour(xs, ys, nearest, levels=np.arange(len(codes)) + 0.5, colors="0.75", linewidths=1)
+    axis.plot(*codes.T, "o", color="0.45", markersize=7, label="codes, each in its cell")
+    axis.plot(*e, "o", color=common.BLUE, markersize=9, label="e, the code of z")
+    axis.plot(*z, "o", color="black", markersize=7, label="z")
+
+    def arrow(start, way, color, label, style="-"):
+        axis.annotate("", start + way, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2,
+                                                          "linestyle": style, "shrinkA": 0, "shrinkB": 0})
+        axis.plot([], [], style, color=color, linewidth=2, label=label)
+
+    arrow(z, e - z, common.BLUE, "the quantizer: z is replaced by e", ":")
+    arrow(e, push, common.ORANGE, "how the decoder would like e to move")
+    arrow(z, push, common.RED, "straight-through: z gets that push, not e")
+    arrow(z, (push @ outward) * outward, common.GREEN, "its part outward, away from e", "--")
+    axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.4, 2.4))
+    axis.grid(False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
     return figure
 
 
@@ -292,6 +323,11 @@ FIGURES = {
     "vqvae/commitment": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]},
                                           ("train_reconstruction", "test_z_norm")),
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
+    "vqvae/push": lambda: plot_runs(
+        {WITH: ["main"], WITHOUT: ["lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
+         f"{WITHOUT}, no push outward": ["push-without-outward"]},
+        ("train_reconstruction", "test_z_norm"), numbered=False),
+    "vqvae/cells": cells,
     "vqvae/codebooks": lambda: codebooks("main", "lambda-0"),
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0", "notebook-lambda-0-stopped"]},
