@@ -91,8 +91,8 @@ ROTATION = [*PUSH, (STRAIGHT_THROUGH, """        z_unit = F.normalize(z.detach()
         scale = e.detach().norm(dim=1, keepdim=True) / z.detach().norm(dim=1, keepdim=True)
         return self.decode(scale * rotated), z, e, index
 """)]
-# DiVeQ (Vali et al. 2025, arXiv:2509.26469) without its noise: e is z plus the distance between them times a direction,
-# and only the direction is held constant. So z gets no part of the push along z - e, neither outward nor inward.
+# In the manner of DiVeQ (Vali et al. 2025, arXiv:2509.26469), without noise: e is z plus the distance between them
+# times a direction, and only the direction is held constant. So z gets no part of the push along z - e, out or in.
 DIVEQ = [*PUSH, (STRAIGHT_THROUGH, """        distance = (e - z).norm(dim=1, keepdim=True)
         return self.decode(z + distance * F.normalize(e - z, dim=1).detach()), z, e, index
 """)]
