@@ -100,7 +100,7 @@ def train(model, x_train, x_test, args):
     for epoch in range(1, args.n_epochs + 1):
         model.train()
         total = 0
-        for (x,) in common.minibatches(args.batch_size, x_train):  # a batch is a tuple, here of one: x (N, 1, H, W)
+        for (x,) in common.minibatches(args.batch_size, x_train):  # a batch is a tuple: x (N, 1, H, W)
             x_hat = model(x)
             loss = criterion(x_hat, x)
             optimizer.zero_grad()
