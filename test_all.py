@@ -225,6 +225,7 @@ def test_load_cifar10():
         with no_network(silent):
             (x_train, x_test, source), _, _, err = quiet(common.load_cifar10, sample_dir())
         assert cause in err and "embedded sample" in err and source == "CIFAR-10 sample", err
+        assert socket.getdefaulttimeout() is None  # as it was before
     assert x_train.shape == (5000, 3, 32, 32) and x_test.shape == (1000, 3, 32, 32)
     # The first training image is the well-known frog, the first test image the cat.
     expect("the frog's first two pixels", x_train[0, :, 0, :2] * 255, [[59, 43], [62, 46], [63, 45]])
@@ -245,6 +246,12 @@ def test_load_cifar10():
         assert quiet(common.load_cifar10, tmp)[1].startswith(f"error: {tmp / 'cifar10.npz'} cannot be read (")
     (tmp / "cifar10.npz").write_bytes(b"PK\x03\x04 half a file")
     assert quiet(common.load_cifar10, tmp)[1].startswith(f"error: {tmp / 'cifar10.npz'} cannot be read (")
+
+    tmp = folder()  # a download is kept
+    with replaced(common, "_download", lambda *_: [images, images[:100]]):
+        first = common.load_cifar10(tmp)
+    again = common.load_cifar10(tmp, download=False)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and len(again[1]) == 100
 
     tmp = folder()  # as torchvision unpacks it
     (tmp / "cifar-10-batches-py").mkdir()
@@ -747,7 +754,7 @@ def test_smoke_runs():
         for name, p in (named for model in run.models for named in model.named_parameters()):
             assert not p.requires_grad or p.grad is not None and p.grad.abs().max() > 0, (script, name)
         n = sum(p.numel() for p in run.models[0].parameters() if p.requires_grad)
-        assert run.metrics["n_parameters"] == n
+        assert run.metrics["n_parameters"] == n and not common.plt.get_fignums()  # no figure stays open
         printed = re.findall(r"^Trainable params: ([\d,]+)", run.out, re.MULTILINE)
         assert sum(int(count.replace(",", "")) for count in printed) == n
         assert script not in budgets or budgets[script] / 2 < n <= budgets[script], (script, n)

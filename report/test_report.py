@@ -451,6 +451,10 @@ def test_an_epoch_counts_every_image_alike():
 def test_beta_and_binarize():
     plain, binarized, heavy = (smoke("vae", *flags).metrics for flags in ((), ("--binarize",), ("--beta", "4")))
     expect("bce_floor of binarized images", binarized["test_bce_floor"], 0)
+    means, x, model = [], torch.full((200, 1, 28, 28), 0.3), vae.myVAE()
+    model.register_forward_pre_hook(lambda _, images: means.append(float(images[0].mean())) if model.training else None)
+    quiet(vae.train, model, x, x, vae.parser.parse_args(["--binarize", "--n-epochs", "1"]))
+    expect("the share of white pixels drawn for a grey of 0.3", np.mean(means), 0.3, 0.01)
     for metrics in (plain, heavy):  # the losses of the history have beta = 1
         history = metrics["history"]
         expect("train_loss", history["train_loss"], np.add(history["train_bce"], history["train_kl"]))
@@ -500,6 +504,11 @@ def test_judge_samples():
                           ("test_std", math.sqrt(8 / 9 * 0.25 * 30 / 29))):
         expect(f"judge_samples: {key}", judged[key], expected)
     assert judged["sample_std"] < 0.1
+    Fake.decode = lambda self, z, c: z[:, :1, None, None].expand(-1, 1, 28, 28)  # samples show z: a draw from the prior
+    y = torch.arange(10).repeat(500)
+    blank = torch.zeros(5000, 1, 28, 28)
+    judged = cvae.judge_samples(Fake(), lambda images: images[:, 0, 0, :10], blank, y)
+    expect("judge_samples: sample_std of z itself", judged["sample_std"], 1, 0.05)
     torch.manual_seed(0)
     judge = cvae.train_judge(mnist()[0][:5000], mnist()[1][:5000])
     assert (judge(mnist()[2][:1000]).argmax(1) == mnist()[3][:1000]).float().mean() > 0.85
@@ -515,7 +524,7 @@ def test_evaluate_of_the_vqvae():
     torch.manual_seed(0)
     model = vqvae.VQVAE(num_hiddens=16, num_embeddings=6, embedding_dim=4, data_variance=0.06).eval()
     x = cifar10()[1][:600]
-    model.quantizer.codebook.copy_(model.encode(x[:6])[:, :, 3, 3])  # so that several codes are used, unequally
+    model.quantizer.codebook.copy_(1.05 * model.encode(x[:6])[:, :, 3, 3])  # so that several codes are used, unequally
     x_hat, z, e, index = model(x)
     share = np.bincount(index.flatten(), minlength=6) / index.numel()
     parts, weights = [slice(0, 256), slice(256, 512), slice(512, 600)], [256 / 600, 256 / 600, 88 / 600]
