@@ -80,11 +80,12 @@ def load_mnist(data_dir=None, device="cpu", validation=False):
 
 def _read_idx(raw, name, *shape):
     """The numbers of an IDX file, (n, *shape) uint8: after a header (magic number, n, shape) one byte for each."""
-    file = raw / name if (raw / name).exists() else raw / f"{name}.gz"
+    packed = raw / f"{name}.gz"  # the first choice, as gzip checks a checksum
+    file = raw / name if (raw / name).exists() and not packed.exists() else packed
     if not file.exists():
         _download(torchvision.datasets.MNIST, raw.parents[1])
     with _reading(file):
-        data = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()  # gzip checks a checksum
+        data = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()
         numbers = np.frombuffer(data, np.uint8)[8 + 4 * len(shape):].reshape(-1, *shape)
         if data[:8 + 4 * len(shape)] != struct.pack(f">{2 + len(shape)}i", 2049 + len(shape), len(numbers), *shape):
             raise ValueError(f"it does not begin as an IDX file of {'28 x 28 images' if shape else 'labels'}")

@@ -396,7 +396,7 @@ def main(argv=None):
         print("training the CVAE")
         history = train(model, x_train, x_test, visible, args)
     except RuntimeError as error:
-        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
+        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is nan
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
     (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's

@@ -319,7 +319,7 @@ def main(argv=None):
     try:
         history = train(model, x_train, x_test, args)
     except RuntimeError as error:
-        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is no number, before the loss is none
+        if "between 0 and 1" in str(error):  # BCE refuses an x_hat that is nan
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
     for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
