@@ -100,6 +100,20 @@ LEAKY = [("import common\n\nLOG_EVERY", "import common\n\nnn.ReLU, F.relu = nn.L
 # The assignment's decoder to the letter: batch normalization and LeakyReLU after the last transposed convolution, too.
 LITERAL = [("up(hidden_dim, 1, 6, 2, bias=True), nn.Sigmoid())",
             "up(hidden_dim, 1, 6, 2), nn.BatchNorm2d(1), nn.LeakyReLU(0.1), nn.Sigmoid())")]
+# What breaks, one line each: for exercises.
+MEAN = [('x.flatten(1), reduction="sum") / len(x)\n        kl', "x.flatten(1))\n        kl")]
+LOGVAR_AS_SIGMA = [("return mu + torch.exp(0.5 * logvar) * torch", "return mu + logvar * torch")]
+NOISY_TARGET = [("""            x_hat = model(add_noise(x))
+            loss = criterion(x_hat, x)
+""", """            noisy = add_noise(x)
+            loss = criterion(model(noisy), noisy)
+""")]
+CODEBOOK_LOSS_AFTER = [(STRAIGHT_THROUGH, """        e = z + (e - z).detach()
+        return self.decode(e), z, e, index
+""")]
+LAMBDA_ON_THE_CODEBOOK = [("reconstruction + self.commitment_cost * commitment", "reconstruction + commitment"),
+                          ("loss = loss + codebook", "loss = loss + self.commitment_cost * codebook")]
+NOT_SHIFTED = [("self.token(torch.cat([start, index[:, :-1]], dim=1))", "self.token(index)")]
 NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
 
 # script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
@@ -113,11 +127,16 @@ RUNS = [
       for z, width in ((2, 22), (6, 20), (12, 19), (36, 13), (48, 11), (96, 7))],
     ("denoise_ae", "held-out", "--validation", 2),
     ("denoise_ae", "held-out-literal", "--validation", 2, LITERAL),
+    ("denoise_ae", "two-epochs", "--n-epochs 2", 1),
+    ("denoise_ae", "break-target", "--n-epochs 2", 1, NOISY_TARGET),
     ("vae", "main", "", 5),
     *[("vae", f"beta-{beta}", f"--beta {beta}", 3) for beta in (0, 0.1, 0.3, 3, 10)],
     ("vae", "plane", "--latent-dim 2", 1),
     ("vae", "binarized", "--binarize", 5),
     ("vae", "binarized-100", "--binarize --n-epochs 100", 3),
+    ("vae", "two-epochs", "--n-epochs 2", 1),
+    ("vae", "break-mean", "--n-epochs 2", 1, MEAN),
+    ("vae", "break-sigma", "--n-epochs 2", 1, LOGVAR_AS_SIGMA),
     ("cvae", "main", "", 5),
     ("cvae", "no-label", "--no-label", 5),
     ("cvae", "as-vae", "--n-epochs 10 --batch-size 64 --lr 3e-3 --latent-dim 16", 5),  # "the same as the previous"
@@ -171,6 +190,9 @@ RUNS = [
       for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)),
                            ("num-residual-layers", (1, 4)))
       for value in values],
+    ("vqvae", "break-codebook-after", "--no-prior --n-updates 2000 --codebook-loss", 1, CODEBOOK_LOSS_AFTER),
+    ("vqvae", "break-lambda", "--no-prior --n-updates 2000 --codebook-loss", 1, LAMBDA_ON_THE_CODEBOOK),
+    ("vqvae", "break-shift", "--n-updates 2000", 1, NOT_SHIFTED),
 ]
 HISTORY = {"update", "seconds", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
