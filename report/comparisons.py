@@ -353,6 +353,13 @@ def binarized_nll(run, seed, n_samples):
     return vae.importance_weighted_nll(model, x_test, n_samples)
 
 
+@torch.no_grad()
+def true_test_loss(run, seed, metrics):
+    """The test loss of a broken run's weights in the unbroken model."""
+    torch.manual_seed(0)
+    return vae.evaluate(load("vae", run, seed, vae.myVAE), common.load_mnist()[2])["loss"]
+
+
 class OneDigit:
     """A model of cvae.py whose condition is always the same digit: so vae.py's functions, which know of no condition,
     can measure it."""
@@ -488,6 +495,7 @@ GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-h
 NUMBERS = {
     "vae/first_1000_nll_100_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 100)),
     "vae/first_1000_nll_5000_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 5000)),
+    "vae/true_test_loss": (("break-sigma",), true_test_loss),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
     "vqvae/multiply_adds": (None, multiply_adds),
