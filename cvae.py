@@ -307,7 +307,7 @@ def main(argv=None):
         raise
     for name in ("metrics.json", "digits.png", "style.png"):  # a folder holds one run
         (out_dir / name).unlink(missing_ok=True)
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # the rest may fail
     model.to(args.device)
     test_terms = evaluate(model, x_test, y_test)
     metrics = {

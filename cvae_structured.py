@@ -400,7 +400,7 @@ def main(argv=None):
             sys.exit("error: the loss is no longer finite: try a smaller --lr")
         raise
     (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # the rest may fail
     torch.save({"config": baseline_config, "state_dict": baseline.cpu().state_dict()}, out_dir / "baseline.pt")
     model.to(args.device)
     baseline.to(args.device)

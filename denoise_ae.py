@@ -228,7 +228,7 @@ def main(argv=None):
 
     history = train(model, x_train, x_test, noisy_tests[0], args)
     (out_dir / "metrics.json").unlink(missing_ok=True)  # the last run's
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # the rest may fail
     model.to(args.device)
     print("measuring the errors on all images")
     test_losses = [evaluate(model, x_test, noisy) for noisy in noisy_tests]

@@ -768,7 +768,7 @@ def test_same_seed_same_numbers():
 
 
 def test_flags():
-    asked, load_mnist, load_cifar10 = [], common.load_mnist, common.load_cifar10
+    asked, load_cifar10 = [], common.load_cifar10
     extreme = ["--smoke", "--validation", "--latent-dim", "1", "--batch-size", "100000", "--out-dir", str(folder())]
     with replaced(common, "load_mnist", lambda *args: asked.append(args[2]) or mnist()):
         for script in ("ae", "denoise_ae", "vae", "cvae", "cvae_structured"):

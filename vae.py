@@ -324,7 +324,7 @@ def main(argv=None):
         raise
     for name in ("metrics.json", "latent_space.png", "latent_space_images.png"):  # a folder holds one run
         (out_dir / name).unlink(missing_ok=True)
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # the rest may fail
     model.to(args.device)
     print(f"estimating log p(x) with {IMPORTANCE_SAMPLES} samples for each test image")
     test_terms = evaluate(model, x_test)

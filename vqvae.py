@@ -575,7 +575,7 @@ def main(argv=None):
     history = train(model, x_train, x_test, args)
     for name in ("prior.pt", "samples.png", "metrics.json"):  # what an earlier run may have left beside model.pt
         (out_dir / name).unlink(missing_ok=True)
-    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # before all else
+    torch.save({"config": config, "state_dict": model.cpu().state_dict()}, out_dir / "model.pt")  # the rest may fail
     model.to(args.device)
     print("measuring the errors on all images")
     codes_train = encode_all(model, x_train)

@@ -194,7 +194,7 @@ RUNS = [
     ("vqvae", "break-lambda", "--no-prior --n-updates 2000 --codebook-loss", 1, LAMBDA_ON_THE_CODEBOOK),
     ("vqvae", "break-shift", "--n-updates 2000", 1, NOT_SHIFTED),
 ]
-HISTORY = {"update", "seconds", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
+HISTORY = {"update", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
            "push_outward_energy", "push_balance"}  # kept for the figures: only vqvae.py's
 
