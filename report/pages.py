@@ -13,7 +13,7 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
 of it or those lines, <!--summary:vae.py--> before one with what the script prints of its layers, and
-[`decode`](vae.py#L9) links to its line.
+[`decode`](vae.py#L9) links to its line. <!--panel:noise--> is for page/build.py.
 """
 
 import ast
@@ -137,7 +137,7 @@ def layers(script):
 def render(text):
     """The page with every number, code block and link as it should be. Raises if a marker has no number before it."""
     text, n_numbers = NUMBER.subn(number, text)
-    others = re.findall(r"<!--(?!code:|summary:).*?-->", text)
+    others = re.findall(r"<!--(?!code:|summary:|panel:).*?-->", text)
     if n_numbers != len(others):
         whole = {found["marker"] for found in NUMBER.finditer(text)}
         raise ValueError(f"no number before {sorted(set(others) - whole)}")

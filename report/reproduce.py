@@ -150,6 +150,7 @@ RUNS = [
     # The notebook's recipe, with and without the commitment loss.
     ("vqvae", "notebook", "--reference --no-prior", 3),
     ("vqvae", "notebook-lambda-0", "--reference --no-prior --commitment-cost 0", 3),
+    ("vqvae", "notebook-cpu", "--reference --no-prior --device cpu", 1),
     # What makes it cheap? Its recipe in ours' small batches, then with a codebook from data; the rest is the schedule.
     ("vqvae", "small-notebook", "--reference --no-prior --n-updates 10000 --batch-size 32", 3),
     ("vqvae", "small-notebook-revive", "--no-prior --lr 1e-3 --constant-lr --relu-skip", 3),
