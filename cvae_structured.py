@@ -106,8 +106,8 @@ class myVAE(nn.Module):
 
 
 class LearnedPriorVAE(myVAE):
-    """With --learned-prior the prior, too, sees the visible pixels: p(z|c) = N(m(c), s(c)^2), one hidden layer (Sohn,
-    Lee and Yan 2015)."""
+    """With --learned-prior the prior, too, sees the visible pixels: p(z|c) = N(mu_p(c), sigma_p(c)^2), one hidden layer
+    (Sohn, Lee and Yan 2015)."""
 
     def __init__(self, hidden_dim=512, latent_dim=16, conditional_vec_dim=196):
         super().__init__(hidden_dim=hidden_dim, latent_dim=latent_dim, conditional_vec_dim=conditional_vec_dim)
@@ -116,7 +116,7 @@ class LearnedPriorVAE(myVAE):
 
 
 def prior(model, c):
-    """m (N, Z) and log s^2 (N, Z) of the prior N(m, s^2) for visible pixels c (N, C): zeros, unless it is learned."""
+    """mu_p and logvar_p (N, Z) of the prior N(mu_p, sigma_p^2) for visible pixels c (N, C): zeros, unless learned."""
     learned = isinstance(model, LearnedPriorVAE)
     return (model.prior(c) if learned else c.new_zeros(len(c), 2 * model.latent_dim)).chunk(2, dim=1)
 
@@ -157,9 +157,9 @@ def loss_terms(model, x, visible):
         kl = torch.zeros((), device=x.device)  # there is no z
     else:
         x_hat, mu, logvar = model(x, c)
-        m, log_s2 = prior(model, c)
-        # KL(N(mu, sigma^2) || N(m, s^2)). With m = 0 and s = 1 it is that of vae.py.
-        kl = 0.5 * (log_s2 - logvar + (logvar.exp() + (mu - m) ** 2) / log_s2.exp() - 1).sum(dim=1).mean()
+        mu_p, logvar_p = prior(model, c)
+        # KL(N(mu, sigma^2) || N(mu_p, sigma_p^2)). With mu_p = 0 and sigma_p = 1 it is that of vae.py.
+        kl = 0.5 * (logvar_p - logvar + (logvar.exp() + (mu - mu_p) ** 2) / logvar_p.exp() - 1).sum(dim=1).mean()
     bce = F.binary_cross_entropy(x_hat.flatten(1)[:, ~visible], x[:, ~visible], reduction="sum") / len(x)
     return {"loss": bce + kl, "bce": bce, "kl": kl}
 
@@ -231,14 +231,14 @@ def likelihood(model, x, visible, n_samples):
     for batch in x.flatten(1).split(max(1, 5000 // n_samples)):  # (n, H*W)
         c = batch[:, visible]
         mu, logvar = model.encode(batch, c)  # (n, Z)
-        m, log_s2 = prior(model, c)
+        mu_p, logvar_p = prior(model, c)
         epsilon = torch.randn(n_samples, *mu.shape, device=x.device)  # (M, n, Z)
         z = mu + torch.exp(0.5 * logvar) * epsilon
         # log p(z) - log q(z|x,c): the 2 pi cancel, (M, n)
-        log_ratio = 0.5 * (epsilon**2 + logvar - (z - m) ** 2 / log_s2.exp() - log_s2).sum(-1)
+        log_ratio = 0.5 * (epsilon**2 + logvar - (z - mu_p) ** 2 / logvar_p.exp() - logvar_p).sum(-1)
         log_p_u = log_bernoulli(answers(model, z, c, visible), batch[:, ~visible])  # (M, n)
         importance += float((math.log(n_samples) - torch.logsumexp(log_p_u + log_ratio, dim=0)).sum())
-        z = m + torch.exp(0.5 * log_s2) * epsilon
+        z = mu_p + torch.exp(0.5 * logvar_p) * epsilon
         log_p_u = log_bernoulli(answers(model, z, c, visible), batch[:, ~visible])
         monte_carlo += float((math.log(n_samples) - torch.logsumexp(log_p_u, dim=0)).sum())
     return {"monte_carlo_nll_nats": monte_carlo / len(x), "importance_nll_nats": importance / len(x)}
@@ -261,8 +261,8 @@ def best_of_k(model, baseline, x, visible, n_samples):
     for batch in x.flatten(1).split(max(1, 5000 // n_samples)):  # (n, H*W)
         c = batch[:, visible]
         unseen = batch[:, ~visible]
-        m, log_s2 = prior(model, c)
-        z = m + torch.exp(0.5 * log_s2) * torch.randn(n_samples, *m.shape, device=x.device)  # (M, n, Z)
+        mu_p, logvar_p = prior(model, c)
+        z = mu_p + torch.exp(0.5 * logvar_p) * torch.randn(n_samples, *mu_p.shape, device=x.device)  # (M, n, Z)
         u_hat = answers(model, z, c, visible)  # (M, n, H*W - C)
         errors = ((u_hat - unseen) ** 2).mean(-1)  # (M, n)
         best += errors.cpu().cummin(dim=0).values.double().sum(1)  # on the CPU: not every accelerator has cummin
@@ -298,8 +298,8 @@ def pick_images(model, x, y, visible):
     those of a thin digit are alike in being mostly black. Among the first 1000."""
     x, y = x[:1000], y[:1000]
     c = x.flatten(1)[:, visible]
-    m, log_s2 = prior(model, c)
-    z = m + torch.exp(0.5 * log_s2) * torch.randn(20, *m.shape, device=x.device)  # (20, 1000, Z)
+    mu_p, logvar_p = prior(model, c)
+    z = mu_p + torch.exp(0.5 * logvar_p) * torch.randn(20, *mu_p.shape, device=x.device)  # (20, 1000, Z)
     samples = answers(model, z, c, visible)  # (20, 1000, H*W - C)
     spread = samples.std(0).mean(-1)  # (1000,)
     ink = samples.mean(dim=(0, 2))

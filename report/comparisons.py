@@ -8,6 +8,7 @@ After report/reproduce.py. Curves are drawn from runs.json; other figures need t
 A number goes to report/<script>/derived.json, {run: {seed: {key: value}}}, where pages.py finds it.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -26,6 +27,7 @@ sys.path[:0] = [str(REPORT.parent), str(REPORT)]
 import ae
 import common
 import cvae
+import cvae_structured
 import vae
 import vqvae
 from reproduce import folder, read_runs, rounded, seed_lines
@@ -360,6 +362,48 @@ def true_test_loss(run, seed, metrics):
     return vae.evaluate(load("vae", run, seed, vae.myVAE), common.load_mnist()[2])["loss"]
 
 
+def slopes(run, seed, metrics):
+    """How many nats of BCE a nat of KL saves, between each beta of BETAS and the next, on the means of three seeds."""
+    kl, bce = ([column("vae", name, key)[:3].mean() for name in BETAS.values()] for key in ("test_kl", "test_bce"))
+    return (-np.diff(bce) / np.diff(kl)).tolist()
+
+
+@functools.cache
+@torch.enable_grad()
+def judge():
+    torch.manual_seed(0)
+    x_train, y_train, *_ = common.load_mnist()
+    return cvae.train_judge(x_train, y_train)
+
+
+@torch.no_grad()
+def recognised(images):
+    """The share of images in which cvae.py's judge sees one digit with a probability above 0.95."""
+    sure = torch.cat([judge()(batch).softmax(1).amax(1) for batch in images.split(1000)])
+    return float((sure > 0.95).float().mean())
+
+
+@torch.no_grad()
+def recognised_samples(run, seed, metrics):
+    """10,000 samples from the prior, and from a Gaussian with the mean and the covariance of the test images' codes."""
+    x_test = common.load_mnist()[2]
+    model = load("vae", run, seed, vae.myVAE)
+    torch.manual_seed(0)
+    z = torch.randn(10000, model.latent_dim)
+    mu, _ = model.encode(x_test)
+    spread = torch.linalg.cholesky(torch.cov(mu.T) + 1e-6 * torch.eye(len(mu.T)))
+    return {"prior": recognised(model.decode(z)), "fitted": recognised(model.decode(mu.mean(0) + z @ spread.T))}
+
+
+def more_samples(run, seed, metrics):
+    """cvae_structured.py's two estimates for the first 1,000 test images, with 100 and with 10,000 samples."""
+    x_test = common.load_mnist()[2][:1000]
+    model = load("cvae_structured", run, seed, cvae_structured.myVAE)
+    visible = cvae_structured.visible_pixels(1)
+    torch.manual_seed(0)
+    return {str(n): cvae_structured.likelihood(model, x_test, visible, n) for n in (100, 10000)}
+
+
 class OneDigit:
     """A model of cvae.py whose condition is always the same digit: so vae.py's functions, which know of no condition,
     can measure it."""
@@ -493,11 +537,16 @@ def contexts(codes, n_codes):
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # <script>/<key>: runs (None for all), function
 NUMBERS = {
-    "vae/first_1000_nll_100_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 100)),
-    "vae/first_1000_nll_5000_nats": (("binarized",), lambda run, seed, _: binarized_nll(run, seed, 5000)),
+    "vae/first_1000_nll_100_nats": (("binarized", "binarized-100"), lambda run, seed, _: binarized_nll(run, seed, 100)),
+    "vae/first_1000_nll_5000_nats": (("binarized", "binarized-100"),
+                                     lambda run, seed, _: binarized_nll(run, seed, 5000)),
     "vae/true_test_loss": (("break-sigma",), true_test_loss),
+    "vae/slopes": (("main",), slopes),
+    "vae/recognised_samples": (tuple(BETAS.values()), recognised_samples),
+    "vae/recognised_test_images": (("main",), lambda *_: recognised(common.load_mnist()[2])),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
+    "cvae_structured/more_samples": (("main",), more_samples),
     "vqvae/multiply_adds": (None, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
