@@ -8,6 +8,8 @@ again, so this can be stopped at any time. All of it takes days on two CPU cores
     python report/reproduce.py cvae:main:0    this one, even if it is done: its weights may be gone
     python report/reproduce.py --list         only say what would be run
 
+The runs that choices.md quotes chose settings, and are not repeated.
+
 runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
 writes report/<script>/. What else a run writes stays in runs/report/<script>-<run>-<seed>/, for comparisons.py.
 When nothing is missing any more, report/explore/weights.js is written. Afterwards: python report/comparisons.py draws,
@@ -113,6 +115,8 @@ CODEBOOK_LOSS_AFTER = [(STRAIGHT_THROUGH, """        e = z + (e - z).detach()
 """)]
 LAMBDA_ON_THE_CODEBOOK = [("reconstruction + self.commitment_cost * commitment", "reconstruction + commitment"),
                           ("loss = loss + codebook", "loss = loss + self.commitment_cost * codebook")]
+# A price on the length of z in place of the commitment loss.
+PRICE = [("reconstruction + self.commitment_cost * commitment", "reconstruction + 0.02 * (z**2).mean()")]
 NOT_SHIFTED = [("self.token(torch.cat([start, index[:, :-1]], dim=1))", "self.token(index)")]
 NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
 
@@ -135,6 +139,7 @@ RUNS = [
     ("vae", "binarized", "--binarize", 5),
     ("vae", "binarized-100", "--binarize --n-epochs 100", 3),
     ("vae", "two-epochs", "--n-epochs 2", 1),
+    ("vae", "three-epochs", "--n-epochs 3", 1),
     ("vae", "break-mean", "--n-epochs 2", 1, MEAN),
     ("vae", "break-sigma", "--n-epochs 2", 1, LOGVAR_AS_SIGMA),
     ("cvae", "main", "", 5),
@@ -173,6 +178,7 @@ RUNS = [
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
+    ("vqvae", "price", f"{NOT_MAIN} --commitment-cost 0", 3, PRICE),
     # With the notebook's recipe all z soon share one code, at an error of 0.98. Does it leave that plateau with codes
     # from data, with LeakyReLUs, without the outward part of the push?
     ("vqvae", "plateau", NOTEBOOK_WITHOUT, 1),
