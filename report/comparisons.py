@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.distributions import Normal
 from torch.utils.flop_counter import FlopCounterMode
 
 REPORT = Path(__file__).resolve().parent
@@ -114,6 +115,58 @@ def denoise_sweep():
     axis.set_xticks(sizes, sizes)
     axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", ylim=(0, None))
     axis.legend(loc="center right")
+    return figure
+
+
+FORMULAS = vae.myVAE(hidden_dim=1, latent_dim=1)  # untrained: only its formulas are used
+
+
+def elbo():
+    """What q does and what the ELBO loses, in one dimension: x is one white pixel, and the decoder's probability of
+    white is sigmoid(10 z). So p(x) = 1/2, and the posterior is nearly the right half of the prior."""
+    z, step = torch.linspace(-6, 6, 1201), 0.01
+    log_likelihood = F.logsigmoid(10 * z)
+    joint = (Normal(0.0, 1.0).log_prob(z) + log_likelihood).exp()
+    log_p_x = math.log(joint.sum() * step)
+    # q has two numbers only, so all can be tried: first a guess, for comparison, then the others.
+    mu, sigma = torch.cat([torch.tensor([[1.5, 0.5]]),
+                           torch.cartesian_prod(torch.linspace(0, 2, 201), torch.linspace(0.1, 1, 91))]).T
+    q = Normal(mu[:, None], sigma[:, None]).log_prob(z).exp()  # (M, 1201)
+    bound = (q * log_likelihood).sum(1) * step - FORMULAS.kl_divergence(mu, 2 * sigma.log())  # the ELBO, (M,)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), width_ratios=(1.5, 1))
+    left.fill_between(z, joint / math.exp(log_p_x), color="0.85", label="posterior p(z|x)")
+    left.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), ":", color="0.3", label="prior p(z)")
+    right.bar((0, 1), -log_p_x, 0.6, color="0.85")
+    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"),
+                                         (1, bound.argmax(), "the best", common.BLUE, "-")):
+        left.plot(z, q[i], style, color=color, label=f"q, {name}: N({mu[i]:.2f}, {sigma[i]:.2f}$^2$)")
+        right.bar(place, log_p_x - bound[i], 0.6, -log_p_x, color=color)
+        right.text(place, -log_p_x / 2, f"$-$log p(x)\n{-log_p_x:.3f}", ha="center", va="center")
+        right.text(place + 0.33, -log_p_x + (log_p_x - bound[i]) / 2, f"KL {log_p_x - bound[i]:.3f}", va="center")
+        right.text(place, -bound[i] + 0.02, f"$-$ELBO {-bound[i]:.3f}", ha="center", va="bottom")
+    left.set(xlabel="z", ylabel="density", xlim=(-3, 3.5), ylim=(0, 1.2))
+    left.legend(loc="upper left", fontsize=9)
+    right.set(ylabel="nats", xticks=(0, 1), xticklabels=("q, a guess", "q, the best"), xlim=(-0.4, 1.9),
+              ylim=(0, 1.6))
+    right.set_title("log p(x) = ELBO + KL(q $\\parallel$ p(z|x))", fontsize=10)
+    right.grid(False, axis="x")
+    return figure
+
+
+def kl_pairs():
+    """What the KL to the prior N(0, 1) charges for a mean and for a width, alone and together."""
+    z = torch.linspace(-4, 4, 801)
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.5), sharey=True)
+    for axis, (mu, sigma) in zip(axes, ((0.0, 1.0), (1.5, 1.0), (0.0, 0.3), (1.5, 0.3))):
+        kl = FORMULAS.kl_divergence(torch.tensor(mu), 2 * torch.tensor(sigma).log())
+        q = Normal(mu, sigma).log_prob(z).exp()
+        axis.fill_between(z, q, color=common.BLUE, alpha=0.2, linewidth=0)
+        axis.plot(z, q, color=common.BLUE, label=r"q = N($\mu$, $\sigma^2$)")
+        axis.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), "--", color="black", linewidth=1, label="prior N(0, 1)")
+        axis.set(xlabel="z", xlim=(-3.5, 4.5), ylim=(0, 1.45), xticks=(-3, 0, 3))
+        axis.set_title(rf"$\mu$ = {mu:g}, $\sigma$ = {sigma:g}" + f"\nKL {kl.abs():.3f} nats", fontsize=10)
+    axes[0].set_ylabel("density")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -315,6 +368,8 @@ FIGURES = {
     "ae/sweep": ae_sweep,
     "ae/digits": ae_digits,
     "denoise_ae/sweep": denoise_sweep,
+    "vae/elbo": elbo,
+    "vae/kl_pairs": kl_pairs,
     "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples,
     "vae/latent_space": vae_plane,
