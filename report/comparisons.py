@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import LinearSegmentedColormap
 from torch.distributions import Normal
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,8 +155,8 @@ def denoise_sweep():
     best = int(means.argmin())
     axis.plot(sizes[best], means[best], "o", color=common.RED, markersize=13, fillstyle="none", markeredgewidth=2,
               label=f"the best: {sizes[best]} numbers, {means[best]:.4f}")
-    axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", xscale="log", ylim=(0, None))
-    axis.set_xticks(sizes, sizes)
+    axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", xscale="log")
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.set_xticks((), minor=True)
     axis.legend()
     return figure
@@ -263,8 +264,8 @@ def rate_distortion():
     kl = [column("vae", run, "test_kl")[:3].mean() for run in BETAS.values()]
     bce = [column("vae", run, "test_bce")[:3].mean() for run in BETAS.values()]
     axis.plot(kl, bce, "o-", color=common.BLUE)
-    axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xlim=(0, 55), ylim=(55, 165))
-    per_x, per_y = 7 / 55, 3.5 / 110  # inches for a nat, nearly
+    axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xlim=(0, 55), ylim=(50, 165))
+    per_x, per_y = 7 / 55, 3.5 / 115  # inches for a nat, nearly
     for beta, x, y in zip(BETAS, kl, bce):
         slope = -float(beta)
         half = 0.55 / math.hypot(per_x, slope * per_y)  # so that all tangents are equally long to the eye
@@ -273,7 +274,7 @@ def rate_distortion():
                       label="slope $-\\beta$" if beta == "1" else None)
             axis.annotate(rf"$\beta$ = {beta}", (x, y), (8, 8), textcoords="offset points")
         else:
-            axis.annotate(rf"to $\beta$ = {beta}: KL {x:.0f}, BCE {y:.1f}", (55, bce[1]), (0, -22), ha="right",
+            axis.annotate(rf"to $\beta$ = {beta}: KL {x:.0f}, BCE {y:.1f}", (55, bce[1]), (0, -18), ha="right",
                           textcoords="offset points")
     axis.legend()
     return figure
@@ -324,6 +325,52 @@ def best_of_k_all():
     return figure
 
 
+# %% The figure of README.md
+
+@torch.no_grad()
+def hero():
+    """How an image becomes a code and comes back; and how a code drawn from N(0, I) becomes an image."""
+    model = load("vae", "main", 0, vae.myVAE)
+    x = common.load_mnist()[2][15:16]
+    torch.manual_seed(14)  # of the first that give a clear digit; not all do
+    figure, axis = plt.subplots(figsize=(8, 3.1))
+    axis.set(xlim=(0, 8), ylim=(0, 3.1), aspect="equal")
+    axis.set_axis_off()
+
+    def picture(image, left, bottom, label):
+        axis.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1, extent=(left, left + 1.1, bottom, bottom + 1.1))
+        axis.text(left + 0.55, bottom - 0.06, label, ha="center", va="top")
+
+    def strip(code, bottom, label):
+        """The 16 numbers, in two rows, blue above 0 and orange below."""
+        colors = LinearSegmentedColormap.from_list("", (common.ORANGE, "white", common.BLUE))
+        axis.imshow(code.reshape(2, 8), cmap=colors, vmin=-4, vmax=4, extent=(2.6, 5.4, bottom + 0.2, bottom + 0.9))
+        for i, number in enumerate(code.flatten().tolist()):
+            axis.text(2.775 + 0.35 * (i % 8), bottom + 0.725 - 0.35 * (i // 8), f"{number:.1f}".replace("-", "\u2212"),
+                      ha="center", va="center", fontsize=8)
+        axis.text(4, bottom - 0.06, label, ha="center", va="top")
+
+    def arrow(left, bottom, label):
+        axis.annotate("", (left + 1.1, bottom + 0.55), (left, bottom + 0.55), arrowprops={"arrowstyle": "-|>",
+                      "color": "black", "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0})
+        axis.text(left + 0.5, bottom + 0.62, label, ha="center", va="bottom")
+
+    code, new = model.encode(x)[0], torch.randn(1, model.latent_dim)
+    picture(x, 0.1, 1.9, "a test digit")
+    arrow(1.35, 1.9, "encoder")
+    strip(code, 1.9, "its code: 16 numbers")
+    arrow(5.55, 1.9, "decoder")
+    picture(model.decode(code), 6.8, 1.9, "the digit, rebuilt")
+    z = torch.linspace(-3, 3, 101)
+    axis.fill_between(0.65 + z * 0.55 / 3, 0.3, 0.3 + 2.2 * Normal(0.0, 1.0).log_prob(z).exp(), color="0.8")
+    axis.text(0.65, 0.24, "N(0, I)", ha="center", va="top")
+    arrow(1.35, 0.3, "draw")
+    strip(new, 0.3, "a code that no image had")
+    arrow(5.55, 0.3, "decoder")
+    picture(model.decode(new), 6.8, 0.3, "a new digit")
+    return figure
+
+
 # %% Figures of section 6 and of report/vqvae.md
 
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
@@ -354,7 +401,9 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
                     if i == 0:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
-                axis.plot(updates, values, ("-", "--", ":")[i], color=color, linewidth=(1.6, 1.1, 1.3)[i],
+                # Thinner from group to group, so that one which covers another lets it show.
+                axis.plot(updates, values, ("-", "--", ":")[i], color=color,
+                          linewidth=(2.4, 1.6, 1.6, 1)[group] if i == 0 else 1,
                           label=label if i == 0 else None)
                 if numbered and group == 1:
                     ends[axis].append((seed, updates[-1], values[-1]))
@@ -484,6 +533,21 @@ def mask():
 
 
 @torch.no_grad()
+def reconstructions_words():
+    """Test images, their 64 codes, each in the colour that it decodes to, as in plot_codebook, and what is decoded."""
+    model = load("vqvae", "main", 0, vqvae.VQVAE)
+    x = cifar10()[1][:20]
+    x_hat, _, _, index = model(x)
+    n_codes = len(model.quantizer.codebook)
+    grids = model.quantizer.embed(torch.arange(n_codes).reshape(-1, 1, 1).expand(-1, 8, 8))  # a code 64 times
+    colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1)  # (K, 3)
+    words = colors[index].permute(0, 3, 1, 2)  # (20, 3, 8, 8)
+    words = words.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    return common.plot_images(torch.stack([x[:10], words[:10], x_hat[:10], x[10:], words[10:], x_hat[10:]]),
+                              2 * ["image", "its 64\ncodes", "decoded"])
+
+
+@torch.no_grad()
 def nearest_images():
     """Ten images that the prior writes, above the training images that are nearest in their pixels."""
     torch.manual_seed(0)
@@ -497,8 +561,9 @@ def nearest_images():
 
 
 WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
-# <script>/<file>: what draws it. None has the name of a figure that the script itself draws.
+# <script>/<file>, or the <file> in report/: what draws it. None has the name of a figure that the script itself draws.
 FIGURES = {
+    "hero": hero,
     "ae/sweep": ae_sweep,
     "ae/digits": ae_digits,
     "ae/projection": projection,
@@ -530,6 +595,7 @@ FIGURES = {
                                               f"codebook loss, {WITHOUT}": ["short-codebook-loss-lambda-0"]}),
     "vqvae/recipes": recipes,
     "vqvae/mask": mask,
+    "vqvae/reconstructions_words": reconstructions_words,
     "vqvae/nearest": nearest_images,
 }
 
