@@ -220,11 +220,12 @@ def gradient_estimates(n_images=20, n_samples=5000):
     {estimator: (n_images, n_samples, Z)}."""
     torch.manual_seed(0)
     model = load("vae", "main", 0, vae.myVAE).requires_grad_(False)
-    x = common.load_mnist()[2][:n_images]
+    images = common.load_mnist()[2][:n_images]
     estimates = {"score function": [], "score function, less the mean BCE": [], "reparameterization": []}
-    for x, mu, logvar in zip(x, *model.encode(x)):
+    for image, mu, logvar in zip(images, *model.encode(images)):
         z = model.reparameterize(mu.expand(n_samples, -1), logvar).requires_grad_()
-        bce = F.binary_cross_entropy(model.decode(z), x.expand(n_samples, 1, 28, 28), reduction="none").sum((1, 2, 3))
+        x = image.expand(n_samples, 1, 28, 28)
+        bce = F.binary_cross_entropy(model.decode(z), x, reduction="none").sum((1, 2, 3))  # (n_samples,)
         through, = torch.autograd.grad(bce.sum(), z)  # dz / dmu = 1
         bce = bce.detach().unsqueeze(1)
         score = (z.detach() - mu) / logvar.exp()  # the gradient of log q(z|x)
@@ -345,9 +346,12 @@ def hero():
         """The 16 numbers, in two rows, blue above 0 and orange below."""
         colors = LinearSegmentedColormap.from_list("", (common.ORANGE, "white", common.BLUE))
         axis.imshow(code.reshape(2, 8), cmap=colors, vmin=-4, vmax=4, extent=(2.6, 5.4, bottom + 0.2, bottom + 0.9))
+        axis.hlines(bottom + np.array([0.2, 0.55, 0.9]), 2.6, 5.4, color="0.75", linewidth=0.8)
+        axis.vlines(2.6 + 0.35 * np.arange(9), bottom + 0.2, bottom + 0.9, color="0.75", linewidth=0.8)
         for i, number in enumerate(code.flatten().tolist()):
-            axis.text(2.775 + 0.35 * (i % 8), bottom + 0.725 - 0.35 * (i // 8), f"{number:.1f}".replace("-", "\u2212"),
-                      ha="center", va="center", fontsize=8)
+            number = f"{round(number, 1) + 0:.1f}".replace("-", "\u2212")  # + 0: no -0.0
+            axis.text(2.775 + 0.35 * (i % 8), bottom + 0.725 - 0.35 * (i // 8), number, ha="center", va="center",
+                      fontsize=8)
         axis.text(4, bottom - 0.06, label, ha="center", va="top")
 
     def arrow(left, bottom, label):
@@ -365,7 +369,7 @@ def hero():
     axis.fill_between(0.65 + z * 0.55 / 3, 0.3, 0.3 + 2.2 * Normal(0.0, 1.0).log_prob(z).exp(), color="0.8")
     axis.text(0.65, 0.24, "N(0, I)", ha="center", va="top")
     arrow(1.35, 0.3, "draw")
-    strip(new, 0.3, "a code that no image had")
+    strip(new, 0.3, "a new code")
     arrow(5.55, 0.3, "decoder")
     picture(model.decode(new), 6.8, 0.3, "a new digit")
     return figure
@@ -396,8 +400,9 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
-                values = np.maximum(np.array(history[key]), 1e-4)
+                values = np.array(history[key])
                 if values.ndim == 2:
+                    values = np.maximum(values, 1e-3)  # dead codes shrink to 0
                     if i == 0:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
@@ -561,9 +566,9 @@ def nearest_images():
 
 
 WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
-# <script>/<file>, or the <file> in report/: what draws it. None has the name of a figure that the script itself draws.
+# <script>/<file>: what draws it; readme/<file> goes to report/. None has the name of a figure that the script draws.
 FIGURES = {
-    "hero": hero,
+    "readme/hero": hero,
     "ae/sweep": ae_sweep,
     "ae/digits": ae_digits,
     "ae/projection": projection,
@@ -801,7 +806,8 @@ def main(names):
             else:
                 figure = FIGURES[name]()
                 if figure is not None:
-                    common.save_figures({Path(name).name: figure}, REPORT / Path(name).parent)
+                    path = REPORT / name.removeprefix("readme/")
+                    common.save_figures({path.name: figure}, path.parent)
             print(f"done: {name}", flush=True)
         except MissingRun as missing:  # any other error is a fault of this program
             n_missing += 1
