@@ -199,7 +199,7 @@ def elbo():
 
 def kl_pairs():
     """What the KL to the prior N(0, 1) charges for a mean and for a width, alone and together."""
-    z = torch.linspace(-4, 4, 801)
+    z = torch.linspace(-4, 5, 901)
     figure, axes = plt.subplots(1, 4, figsize=(8, 2.5), sharey=True)
     for axis, (mu, sigma) in zip(axes, ((0.0, 1.0), (1.5, 1.0), (0.0, 0.3), (1.5, 0.3))):
         kl = FORMULAS.kl_divergence(torch.tensor(mu), 2 * torch.tensor(sigma).log())
