@@ -9,16 +9,20 @@ A number goes to report/<script>/derived.json, {run: {seed: {key: value}}}, wher
 """
 
 import functools
+import itertools
 import json
 import math
 import shutil
 import sys
 from pathlib import Path
 
+import matplotlib.patches
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import LinearSegmentedColormap
+from torch.distributions import Normal
 from torch.utils.flop_counter import FlopCounterMode
 
 REPORT = Path(__file__).resolve().parent
@@ -105,17 +109,150 @@ def ae_digits():
     return common.plot_images(torch.stack(list(rows.values())), list(rows))
 
 
+def projection():
+    """Step 4 of the derivation of PCA in two dimensions: eigenvectors projected onto a line (Z = 1), and how much
+    variance each line keeps."""
+    variances, angle = np.array([3.0, 1.0]), -30  # lambda_j; the angle between the line and v_1 on the left
+    u = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.3), width_ratios=(1.3, 1))
+    left.add_patch(matplotlib.patches.Ellipse((0, 0), *2 * np.sqrt(variances), color="0.92", label="the data"))
+    left.plot(*np.outer(u, (-2, 2)), color="black", linewidth=1, label="the subspace, a line")
+    for j, v, color, shift in ((1, np.array([1, 0]), common.BLUE, (-8, -6)),
+                               (2, np.array([0, 1]), common.RED, (-4, -6))):
+        foot = (v @ u) * u
+        left.plot(*np.stack([v, foot]).T, ":", color=color)
+        left.plot(*np.stack([0 * foot, foot]).T, color=color, linewidth=5, solid_capstyle="butt")
+        left.annotate("", v, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2, "shrinkA": 0,
+                                                 "shrinkB": 0})
+        left.annotate(f"$v_{j}$", v, (5, 4), textcoords="offset points", color=color, fontsize=12)
+        left.annotate(f"$a_{j}$ = {abs(v @ u):.2f}² = {(v @ u)**2:.2f}", foot / 2, shift, textcoords="offset points",
+                      color=color, ha="right", va="top")
+    left.set(xlim=(-2, 2), ylim=(-1.25, 1.25), aspect="equal", xticks=(), yticks=())
+    left.spines[:].set_visible(False)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    angles = np.linspace(-90, 90, 181)
+    kept = np.stack([np.cos(np.radians(angles))**2, np.sin(np.radians(angles))**2]) * variances[:, None]
+    right.stackplot(angles, kept, colors=(common.BLUE, common.RED), alpha=0.7,
+                    labels=(r"$a_1 \lambda_1$", r"$a_2 \lambda_2$"))
+    right.axvline(angle, color="black", linewidth=1)
+    right.set(xlabel="angle between the line and $v_1$, degrees", ylabel="variance that the line keeps",
+              xticks=(-90, -30, 0, 30, 90), yticks=(0, 1, 2, 3), xlim=(-90, 90))
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
 def denoise_sweep():
-    figure, axis = plt.subplots(figsize=(8, 3.2))
-    runs = ["latent-2", "latent-6", "latent-12", "main"]
-    sizes = [int(column("denoise_ae", run, "bottleneck_size")[0]) for run in runs]
-    values = [column("denoise_ae", run, "test_loss")[:3].mean() for run in runs]
-    axis.plot(sizes, values, "o-", color=common.BLUE, label="DenoiseAE, mean of three seeds")
-    axis.axhline(column("denoise_ae", "main", "gaussian_filter_test_loss")[0], color=common.ORANGE, linestyle="--",
-                 label="Gaussian filter")
-    axis.set_xticks(sizes, sizes)
-    axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", ylim=(0, None))
-    axis.legend(loc="center right")
+    """The size of the bottleneck: with more parameters the larger it is, and with as many for each."""
+    curves = {"the other layers as they are": (["latent-2", "latent-6", "latent-12", "main"], "s--", common.ORANGE),
+              "no more than 15,000 parameters, nearly all used":
+                  (["budget-2", "budget-6", "budget-12", "main", "budget-36", "budget-48", "budget-96"], "o-",
+                   common.BLUE)}
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    for label, (runs, style, color) in curves.items():
+        sizes = [int(column("denoise_ae", run, "bottleneck_size")[0]) for run in runs]
+        losses = np.stack([column("denoise_ae", run, "test_loss")[:3] for run in runs])  # three seeds
+        means = losses.mean(1)
+        axis.errorbar(sizes, means, losses.std(1, ddof=1), fmt=style, color=color, label=label, capsize=3)
+    best = int(means.argmin())
+    axis.plot(sizes[best], means[best], "o", color=common.RED, markersize=13, fillstyle="none", markeredgewidth=2,
+              label=f"the best: {sizes[best]} numbers, {means[best]:.4f}")
+    axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", xscale="log")
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.set_xticks((), minor=True)
+    axis.legend()
+    return figure
+
+
+FORMULAS = vae.myVAE(hidden_dim=1, latent_dim=1)  # untrained: only its formulas are used
+
+
+def elbo():
+    """What q does and what the ELBO loses, in one dimension: x is one white pixel, and the decoder's probability of
+    white is sigmoid(10 z). So p(x) = 1/2, and the posterior is nearly the right half of the prior."""
+    z, step = torch.linspace(-6, 6, 1201), 0.01
+    log_likelihood = F.logsigmoid(10 * z)
+    joint = (Normal(0.0, 1.0).log_prob(z) + log_likelihood).exp()
+    log_p_x = math.log(joint.sum() * step)
+    # q has two numbers only, so all can be tried: first a guess, for comparison, then the others.
+    mu, sigma = torch.cat([torch.tensor([[1.5, 0.5]]),
+                           torch.cartesian_prod(torch.linspace(0, 2, 201), torch.linspace(0.1, 1, 91))]).T
+    q = Normal(mu[:, None], sigma[:, None]).log_prob(z).exp()  # (M, 1201)
+    bound = (q * log_likelihood).sum(1) * step - FORMULAS.kl_divergence(mu, 2 * sigma.log())  # the ELBO, (M,)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), width_ratios=(1.5, 1))
+    left.fill_between(z, joint / math.exp(log_p_x), color="0.85", label="posterior p(z|x)")
+    left.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), ":", color="0.3", label="prior p(z)")
+    right.bar((0, 1), -log_p_x, 0.6, color="0.85")
+    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"),
+                                         (1, bound.argmax(), "the best", common.BLUE, "-")):
+        left.plot(z, q[i], style, color=color, label=f"q, {name}: N({mu[i]:.2f}, {sigma[i]:.2f}$^2$)")
+        right.bar(place, log_p_x - bound[i], 0.6, -log_p_x, color=color)
+        right.text(place, -log_p_x / 2, f"$-$log p(x)\n{-log_p_x:.3f}", ha="center", va="center")
+        right.text(place + 0.33, -log_p_x + (log_p_x - bound[i]) / 2, f"KL {log_p_x - bound[i]:.3f}", va="center")
+        right.text(place, -bound[i] + 0.02, f"$-$ELBO {-bound[i]:.3f}", ha="center", va="bottom")
+    left.set(xlabel="z", ylabel="density", xlim=(-3, 3.5), ylim=(0, 1.2))
+    left.legend(loc="upper left", fontsize=9)
+    right.set(ylabel="nats", xticks=(0, 1), xticklabels=("q, a guess", "q, the best"), xlim=(-0.55, 1.95),
+              ylim=(0, 1.6))
+    right.set_title("log p(x) = ELBO + KL(q $\\parallel$ p(z|x))", fontsize=10)
+    right.grid(False, axis="x")
+    return figure
+
+
+def kl_pairs():
+    """What the KL to the prior N(0, 1) charges for a mean and for a width, alone and together."""
+    z = torch.linspace(-4, 5, 901)
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.5), sharey=True)
+    for axis, (mu, sigma) in zip(axes, ((0.0, 1.0), (1.5, 1.0), (0.0, 0.3), (1.5, 0.3))):
+        kl = FORMULAS.kl_divergence(torch.tensor(mu), 2 * torch.tensor(sigma).log())
+        q = Normal(mu, sigma).log_prob(z).exp()
+        axis.fill_between(z, q, color=common.BLUE, alpha=0.2, linewidth=0)
+        axis.plot(z, q, color=common.BLUE, label=r"q = N($\mu$, $\sigma^2$)")
+        axis.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), "--", color="black", linewidth=1, label="prior N(0, 1)")
+        axis.set(xlabel="z", xlim=(-3.5, 4.5), ylim=(0, 1.45), xticks=(-3, 0, 3))
+        axis.set_title(rf"$\mu$ = {mu:g}, $\sigma$ = {sigma:g}" + f"\nKL {kl.abs():.3f} nats", fontsize=10)
+    axes[0].set_ylabel("density")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@functools.cache
+def gradient_estimates(seed=0, n_images=20, n_samples=5000):
+    """Estimates of the gradient of E_q[BCE] with respect to mu of the first test images, each from one z ~ q(z|x):
+    {estimator: (n_images, n_samples, Z)}."""
+    torch.manual_seed(0)
+    model = load("vae", "main", seed, vae.myVAE).requires_grad_(False)
+    images = common.load_mnist()[2][:n_images]
+    estimates = {"score function": [], "score function, less the mean BCE": [], "reparameterization": []}
+    for image, mu, logvar in zip(images, *model.encode(images)):
+        z = model.reparameterize(mu.expand(n_samples, -1), logvar).requires_grad_()
+        x = image.expand(n_samples, 1, 28, 28)
+        bce = F.binary_cross_entropy(model.decode(z), x, reduction="none").sum((1, 2, 3))  # (n_samples,)
+        through, = torch.autograd.grad(bce.sum(), z)  # dz / dmu = 1
+        bce = bce.detach().unsqueeze(1)
+        score = (z.detach() - mu) / logvar.exp()  # the gradient of log q(z|x)
+        for gradients, estimate in zip(estimates.values(), (bce * score, (bce - bce.mean()) * score, through)):
+            gradients.append(estimate)
+    return {name: torch.stack(gradients) for name, gradients in estimates.items()}
+
+
+def gradient_variance():
+    """How far the mean of M estimates of a gradient lies from the gradient, in lengths of the gradient."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    estimates = gradient_estimates()
+    length = estimates["reparameterization"].mean(1).square().sum(1).mean().sqrt()
+    sizes = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    for (name, gradients), style, color in zip(estimates.items(), ("s--", "^:", "o-"),
+                                               (common.RED, common.ORANGE, common.BLUE)):
+        n_images, n_samples, _ = gradients.shape
+        means = [gradients.reshape(n_images, n_samples // m, m, -1).mean(2) for m in sizes]
+        errors = [mean.var(1).sum(1).mean().sqrt() / length for mean in means]
+        axis.plot(sizes, errors, style, color=color, label=name)
+    axis.axhline(1, color="black", linewidth=1)
+    axis.text(1500, 1, "as large as\nthe gradient", va="center")
+    axis.set(xlabel="M, samples of z for each image", ylabel="error / length of the gradient", xscale="log",
+             yscale="log", xlim=(0.8, 1300))
+    axis.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1,000"))
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -123,15 +260,25 @@ BETAS = {"0": "beta-0", "0.1": "beta-0.1", "0.3": "beta-0.3", "1": "main", "3": 
 
 
 def rate_distortion():
-    figure, axis = plt.subplots(figsize=(8, 3.6))
+    """The axes are linear, so that slopes are seen: where BCE + beta KL is least, the curve falls by beta nats of BCE
+    for each nat of KL."""
+    figure, axis = plt.subplots(figsize=(8, 4.2))
     kl = [column("vae", run, "test_kl")[:3].mean() for run in BETAS.values()]
     bce = [column("vae", run, "test_bce")[:3].mean() for run in BETAS.values()]
     axis.plot(kl, bce, "o-", color=common.BLUE)
+    axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xlim=(0, 55), ylim=(50, 165))
+    per_x, per_y = 7 / 55, 3.5 / 115  # inches for a nat, nearly
     for beta, x, y in zip(BETAS, kl, bce):
-        axis.annotate(rf"$\beta$ = {beta}", (x, y), (7, 4), textcoords="offset points")
-    axis.set(xlabel="rate: KL, nats per test image", ylabel="distortion: BCE, nats", xscale="log", xlim=(3, 300))
-    axis.set_xticks((5, 10, 20, 50, 100, 200), (5, 10, 20, 50, 100, 200))
-    axis.set_xticks((), minor=True)
+        slope = -float(beta)
+        half = 0.55 / math.hypot(per_x, slope * per_y)  # so that all tangents are equally long to the eye
+        if x < 55:
+            axis.plot((x - half, x + half), (y - slope * half, y + slope * half), color=common.ORANGE, linewidth=2,
+                      label="slope $-\\beta$" if beta == "1" else None)
+            axis.annotate(rf"$\beta$ = {beta}", (x, y), (8, 8), textcoords="offset points")
+        else:
+            axis.annotate(rf"to $\beta$ = {beta}: KL {x:.0f}, BCE {y:.1f}", (55, bce[1]), (0, -18), ha="right",
+                          textcoords="offset points")
+    axis.legend()
     return figure
 
 
@@ -180,6 +327,55 @@ def best_of_k_all():
     return figure
 
 
+# %% The figure of README.md
+
+@torch.no_grad()
+def hero():
+    """How an image becomes a code and comes back; and how a code drawn from N(0, I) becomes an image."""
+    model = load("vae", "main", 0, vae.myVAE)
+    x = common.load_mnist()[2][15:16]
+    torch.manual_seed(14)  # of the first that give a clear digit; not all do
+    figure, axis = plt.subplots(figsize=(8, 3.1))
+    axis.set(xlim=(0, 8), ylim=(0, 3.1), aspect="equal")
+    axis.set_axis_off()
+
+    def picture(image, left, bottom, label):
+        axis.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1, extent=(left, left + 1.1, bottom, bottom + 1.1))
+        axis.text(left + 0.55, bottom - 0.06, label, ha="center", va="top")
+
+    def strip(code, bottom, label):
+        """The 16 numbers, in two rows, blue above 0 and orange below."""
+        colors = LinearSegmentedColormap.from_list("", (common.ORANGE, "white", common.BLUE))
+        axis.imshow(code.reshape(2, 8), cmap=colors, vmin=-4, vmax=4, extent=(2.6, 5.4, bottom + 0.2, bottom + 0.9))
+        axis.hlines(bottom + np.array([0.2, 0.55, 0.9]), 2.6, 5.4, color="0.75", linewidth=0.8)
+        axis.vlines(2.6 + 0.35 * np.arange(9), bottom + 0.2, bottom + 0.9, color="0.75", linewidth=0.8)
+        for i, number in enumerate(code.flatten().tolist()):
+            number = f"{round(number, 1) + 0:.1f}".replace("-", "\u2212")  # + 0: no -0.0
+            axis.text(2.775 + 0.35 * (i % 8), bottom + 0.725 - 0.35 * (i // 8), number, ha="center", va="center",
+                      fontsize=8)
+        axis.text(4, bottom - 0.06, label, ha="center", va="top")
+
+    def arrow(left, bottom, label):
+        axis.annotate("", (left + 1.1, bottom + 0.55), (left, bottom + 0.55), arrowprops={"arrowstyle": "-|>",
+                      "color": "black", "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0})
+        axis.text(left + 0.5, bottom + 0.62, label, ha="center", va="bottom")
+
+    code, new = model.encode(x)[0], torch.randn(1, model.latent_dim)
+    picture(x, 0.1, 1.9, "a test digit")
+    arrow(1.35, 1.9, "encoder")
+    strip(code, 1.9, "its code: 16 numbers")
+    arrow(5.55, 1.9, "decoder")
+    picture(model.decode(code), 6.8, 1.9, "the digit, rebuilt")
+    z = torch.linspace(-3, 3, 101)
+    axis.fill_between(0.65 + z * 0.55 / 3, 0.3, 0.3 + 2.2 * Normal(0.0, 1.0).log_prob(z).exp(), color="0.8")
+    axis.text(0.65, 0.24, "N(0, I)", ha="center", va="top")
+    arrow(1.35, 0.3, "draw")
+    strip(new, 0.3, "a new code")
+    arrow(5.55, 0.3, "decoder")
+    picture(model.decode(new), 6.8, 0.3, "a new digit")
+    return figure
+
+
 # %% Figures of section 6 and of report/vqvae.md
 
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
@@ -194,26 +390,29 @@ def histories(runs):
 
 
 def plot_runs(lines, panels=tuple(PANELS), numbered=True):
-    """Groups of runs against each other, {label: names in runs.json}, all seeds: the first thick and with a band
-    from the 1st to the 99th percentile where norms are shown, whose lines are medians. numbered: the second group's
-    seeds stand at the ends of these lines."""
+    """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
+    dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
+    percentile. numbered: the second group's seeds stand at the ends of its lines."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
+    ends = {axis: [] for axis in axes.flat}
     for group, (label, runs) in enumerate(lines.items()):
         color = (common.BLUE, common.RED, common.GREEN, common.ORANGE)[group]
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
-                values = np.maximum(np.array(history[key]), 1e-3)
+                values = np.array(history[key])
                 if values.ndim == 2:
+                    values = np.maximum(values, 1e-3)  # dead codes shrink to 0
                     if i == 0:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
-                axis.plot(updates, values, ("-", "--", ":", "-.")[group], color=color, linewidth=1.6 if i == 0 else 0.8,
+                # Thinner from group to group, so that one which covers another lets it show.
+                axis.plot(updates, values, ("-", "--", ":")[i], color=color,
+                          linewidth=(2.4, 1.6, 1.6, 1)[group] if i == 0 else 1,
                           label=label if i == 0 else None)
-                if numbered and group == 1 and key == "test_z_norm":
-                    axis.annotate(str(seed), (updates[-1], values[-1]), (4, 0), textcoords="offset points",
-                                  va="center", fontsize=8, color=color)
+                if numbered and group == 1:
+                    ends[axis].append((seed, updates[-1], values[-1]))
     for axis, key in zip(axes.flat, panels):
         axis.set(ylabel=PANELS[key], yscale="linear" if key in ("test_perplexity", "test_codes_used") else "log")
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
@@ -222,7 +421,25 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.draw_without_rendering()  # from here on the axes are where they will be
+    for axis, places in ends.items():
+        number_ends(axis, places, common.RED)
     return figure
+
+
+def number_ends(axis, places, color):
+    """The numbers of lines at their ends, places (number, x, y), one above the other where they would overlap."""
+    points = 72 / axis.figure.dpi
+    heights = [axis.transData.transform((x, y))[1] * points for _, x, y in places]
+    moved = np.array(heights)
+    for _ in range(100):  # pairs that are too near part, until none is
+        for i, j in itertools.combinations(np.argsort(heights, kind="stable"), 2):
+            overlap = max(0, 8 - (moved[j] - moved[i]))
+            moved[i] -= overlap / 2
+            moved[j] += overlap / 2
+    for (number, x, y), height, place in zip(places, heights, moved):
+        axis.annotate(str(number), (x, y), (4, place - height), textcoords="offset points", va="center", fontsize=8,
+                      color=color)
 
 
 def cells():
@@ -298,6 +515,44 @@ def codebooks(run, run_without):
     return figure
 
 
+def mask():
+    """What the prior may look at: its own mask for the first 8 of the 64 places, and one place in the picture."""
+    seen = vqvae.Prior(num_embeddings=2, width=4).mask == 0  # (64, 64)
+    place = 28  # from 0
+    picture = F.pad(seen[place, 1:], (0, 1)).reshape(8, 8)  # input t + 1 is the code of place t
+    names = [f"$k_{{{t}}}$" for t in range(1, 9)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.9))
+    left.imshow(seen[:8, :8], cmap="gray_r", vmin=0, vmax=1)
+    left.set_xticks(range(8), ["start", *names[:-1]])
+    left.set_yticks(range(8), names)
+    left.set(xlabel="the input: shifted by one", ylabel="the code that is predicted")
+    right.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+    right.text(place % 8, place // 8, "?", color=common.RED, fontsize=16, fontweight="bold", ha="center", va="center")
+    right.set(xlabel=f"the picture's 8 × 8 codes, at $k_{{{place + 1}}}$", xticks=(), yticks=())
+    for axis in (left, right):
+        axis.tick_params(length=0)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+        axis.hlines(np.arange(9) - 0.5, -0.5, 7.5, color="0.6", linewidth=0.8)
+        axis.vlines(np.arange(9) - 0.5, -0.5, 7.5, color="0.6", linewidth=0.8)
+    return figure
+
+
+@torch.no_grad()
+def reconstructions_words():
+    """Test images, their 64 codes, each in the colour that it decodes to, as in plot_codebook, and what is decoded."""
+    model = load("vqvae", "main", 0, vqvae.VQVAE)
+    x = cifar10()[1][:20]
+    x_hat, _, _, index = model(x)
+    n_codes = len(model.quantizer.codebook)
+    grids = model.quantizer.embed(torch.arange(n_codes).reshape(-1, 1, 1).expand(-1, 8, 8))  # a code 64 times
+    colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1)  # (K, 3)
+    words = colors[index].permute(0, 3, 1, 2)  # (20, 3, 8, 8)
+    words = words.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    return common.plot_images(torch.stack([x[:10], words[:10], x_hat[:10], x[10:], words[10:], x_hat[10:]]),
+                              2 * ["image", "its 64\ncodes", "decoded"])
+
+
 @torch.no_grad()
 def nearest_images():
     """Ten images that the prior writes, above the training images that are nearest in their pixels."""
@@ -312,11 +567,16 @@ def nearest_images():
 
 
 WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
-# <script>/<file>: what draws it. None has the name of a figure that the script itself draws.
+# <script>/<file>: what draws it; readme/<file> goes to report/. None has the name of a figure that the script draws.
 FIGURES = {
+    "readme/hero": hero,
     "ae/sweep": ae_sweep,
     "ae/digits": ae_digits,
+    "ae/projection": projection,
     "denoise_ae/sweep": denoise_sweep,
+    "vae/elbo": elbo,
+    "vae/kl_pairs": kl_pairs,
+    "vae/gradient_variance": gradient_variance,
     "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples,
     "vae/latent_space": vae_plane,
@@ -326,13 +586,12 @@ FIGURES = {
                                           ("train_reconstruction", "test_z_norm")),
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
     "vqvae/push": lambda: plot_runs(
-        {WITH: ["main"], WITHOUT: ["lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
+        {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
          f"{WITHOUT}, no push outward": ["push-without-outward"]},
-        ("train_reconstruction", "test_z_norm"), numbered=False),
+        ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
-    "vqvae/codebooks": lambda: codebooks("main", "lambda-0"),
     "vqvae/notebook_loss": lambda: plot_runs(
-        {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0", "notebook-lambda-0-stopped"]},
+        {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/notebook_codebook": lambda: codebooks("notebook", "notebook-lambda-0"),
     "vqvae/start": lambda: plot_runs({"codes from data, revived": ["short"],
@@ -340,6 +599,8 @@ FIGURES = {
     "vqvae/codebook_loss": lambda: plot_runs({f"codebook loss, {WITH}": ["short-codebook-loss"],
                                               f"codebook loss, {WITHOUT}": ["short-codebook-loss-lambda-0"]}),
     "vqvae/recipes": recipes,
+    "vqvae/mask": mask,
+    "vqvae/reconstructions_words": reconstructions_words,
     "vqvae/nearest": nearest_images,
 }
 
@@ -402,6 +663,13 @@ def more_samples(run, seed, metrics):
     visible = cvae_structured.visible_pixels(1)
     torch.manual_seed(0)
     return {str(n): cvae_structured.likelihood(model, x_test, visible, n) for n in (100, 10000)}
+
+
+def score_variance_ratio(run, seed, metrics):
+    """How many times the variance of reparameterization's estimate the score function's has, and with the mean BCE
+    subtracted: as many times the samples it needs for the same error."""
+    plain, centered, through = (gradients.var(1).sum(1).mean() for gradients in gradient_estimates(seed).values())
+    return {"plain": round(float(plain / through)), "centered": round(float(centered / through), 2)}
 
 
 class OneDigit:
@@ -476,15 +744,6 @@ def multiply_adds(run, seed, metrics):
     return counter.get_total_flops() // 2
 
 
-def no_gradient(run, seed, metrics):
-    """Which share of the z of 1,000 test images gets a gradient of exactly 0 from the reconstruction error."""
-    model = load("vqvae", run, seed, vqvae.VQVAE)
-    x_test = cifar10()[1][:1000]
-    e = model.quantizer(model.encode(x_test))[0].detach().requires_grad_()
-    F.mse_loss(model.decode(e), x_test, reduction="sum").backward()  # straight-through: z gets what e gets
-    return float((e.grad == 0).all(dim=1).float().mean())
-
-
 @torch.no_grad()
 def prior_by_counting(run, seed, metrics):
     """What p(code | left) and p(code | left, upper) need on test images, in bits per code, by counts of the training
@@ -535,7 +794,10 @@ def contexts(codes, n_codes):
 
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
-# <script>/<key>: runs (None for all), function
+# The model at other widths.
+WIDTHS = ("short", *(f"short-{name}" for name in ("hidden-dim-64", "hidden-dim-256", "residual-hiddens-16",
+                                                  "residual-hiddens-64", "residual-layers-1", "residual-layers-4")))
+# <script>/<key>: runs, function
 NUMBERS = {
     "vae/first_1000_nll_100_nats": (("binarized", "binarized-100"), lambda run, seed, _: binarized_nll(run, seed, 100)),
     "vae/first_1000_nll_5000_nats": (("binarized", "binarized-100"),
@@ -544,16 +806,15 @@ NUMBERS = {
     "vae/slopes": (("main",), slopes),
     "vae/recognised_samples": (tuple(BETAS.values()), recognised_samples),
     "vae/recognised_test_images": (("main",), lambda *_: recognised(common.load_mnist()[2])),
+    "vae/score_variance_ratio": (("main",), score_variance_ratio),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
     "cvae_structured/more_samples": (("main",), more_samples),
-    "vqvae/multiply_adds": (None, multiply_adds),
+    "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),
-    "vqvae/no_gradient": (("main", "lambda-0", "notebook", "notebook-lambda-0", "notebook-lambda-0-stopped"),
-                          no_gradient),
 }
 
 
@@ -564,7 +825,7 @@ def derived_numbers(name, anew):
     runs, function = NUMBERS[name]
     path = REPORT / script / "derived.json"
     derived = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for run in runs or read_runs(script):
+    for run in runs:
         for seed, metrics in seeds_of(script, run).items():
             known = derived.setdefault(run, {}).setdefault(seed, {})
             if anew or key not in known:
@@ -583,7 +844,8 @@ def main(names):
             else:
                 figure = FIGURES[name]()
                 if figure is not None:
-                    common.save_figures({Path(name).name: figure}, REPORT / Path(name).parent)
+                    path = REPORT / name.removeprefix("readme/")
+                    common.save_figures({path.name: figure}, path.parent)
             print(f"done: {name}", flush=True)
         except MissingRun as missing:  # any other error is a fault of this program
             n_missing += 1
