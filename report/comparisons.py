@@ -797,19 +797,19 @@ GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-h
 # The model at other widths.
 WIDTHS = ("short", *(f"short-{name}" for name in ("hidden-dim-64", "hidden-dim-256", "residual-hiddens-16",
                                                   "residual-hiddens-64", "residual-layers-1", "residual-layers-4")))
-# <script>/<key>: runs, function
+# <script>/<key>: runs, function, and which seeds, if not all
 NUMBERS = {
     "vae/first_1000_nll_100_nats": (("binarized", "binarized-100"), lambda run, seed, _: binarized_nll(run, seed, 100)),
     "vae/first_1000_nll_5000_nats": (("binarized", "binarized-100"),
                                      lambda run, seed, _: binarized_nll(run, seed, 5000)),
     "vae/true_test_loss": (("break-sigma",), true_test_loss),
     "vae/slopes": (("main",), slopes),
-    "vae/recognised_samples": (tuple(BETAS.values()), recognised_samples),
-    "vae/recognised_test_images": (("main",), lambda *_: recognised(common.load_mnist()[2])),
-    "vae/score_variance_ratio": (("main",), score_variance_ratio),
+    "vae/recognised_samples": (tuple(BETAS.values()), recognised_samples, "0"),
+    "vae/recognised_test_images": (("main",), lambda *_: recognised(common.load_mnist()[2]), "0"),
+    "vae/score_variance_ratio": (("main",), score_variance_ratio, "0"),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
-    "cvae_structured/more_samples": (("main",), more_samples),
+    "cvae_structured/more_samples": (("main",), more_samples, "012"),
     "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
@@ -822,13 +822,13 @@ def derived_numbers(name, anew):
     """Measures what NUMBERS has under this name for all runs and seeds that lack it, or for all, and writes it after
     each seed, as some take minutes."""
     script, key = name.split("/")
-    runs, function = NUMBERS[name]
+    runs, function, *only = NUMBERS[name]
     path = REPORT / script / "derived.json"
     derived = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for run in runs:
         for seed, metrics in seeds_of(script, run).items():
             known = derived.setdefault(run, {}).setdefault(seed, {})
-            if anew or key not in known:
+            if (anew or key not in known) and seed in (only[0] if only else seed):
                 known[key] = rounded(function(run, seed, metrics))
                 entries = [f'"{run}": {seed_lines(seeds)}' for run, seeds in derived.items()]
                 path.write_text("{" + ",\n".join(entries) + "}\n", encoding="utf-8", newline="\n")
