@@ -12,13 +12,21 @@ function unpack({kind, data, scale}) {
   const text = atob(data), bytes = new Uint8Array(text.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
   if (kind === "f16") return halves(new Uint16Array(bytes.buffer));
-  const numbers = new Float32Array(bytes.length);
-  if (kind === "u8") {
-    for (let i = 0; i < numbers.length; i++) numbers[i] = bytes[i] / 255;
-  } else {  // i8: each 16 numbers have one scale
-    const signed = new Int8Array(bytes.buffer), scales = unpack(scale);
-    for (let i = 0; i < numbers.length; i++) numbers[i] = signed[i] * scales[i >> 4];
+  if (kind === "i12") return twelves(bytes, unpack(scale));
+  const numbers = new Float32Array(bytes.length);  // u8
+  for (let i = 0; i < numbers.length; i++) numbers[i] = bytes[i] / 255;
+  return numbers;
+}
+
+function twelves(bytes, scales) {  // two numbers in three bytes; each row has one scale
+  const numbers = new Float32Array(bytes.length / 3 * 2), n = numbers.length / scales.length;
+  for (let i = 0, at = 0; i < numbers.length; i += 2, at += 3) {
+    const middle = bytes[at + 1];
+    numbers[i] = (bytes[at] | (middle & 15) << 8) - 2048;
+    numbers[i + 1] = (middle >> 4 | bytes[at + 2] << 4) - 2048;
   }
+  for (let row = 0; row < scales.length; row++)
+    for (let i = row * n; i < (row + 1) * n; i++) numbers[i] *= scales[row];
   return numbers;
 }
 
@@ -192,6 +200,12 @@ function softmax(scores) {
 function run(list, x, shape) {
   for (const layer of list) [x, shape] = layers[layer.kind](x, shape, layer);
   return x;
+}
+
+// q(z|x): {mu, sigma} of a VAE's encoder, as myVAE.encode has it.
+function encode({encoder, mu_layer, logvar_layer}, x) {
+  const h = encoder(x);
+  return {mu: mu_layer(h), sigma: each(logvar_layer(h), v => Math.exp(0.5 * Math.min(v, 10)))};
 }
 
 // ---- Numbers --------------------------------------------------------------------------------------------------------
@@ -446,7 +460,7 @@ async function open(section) {
     question.append(predict);
     section.append(note);
     const all = await Promise.all(weights.map(load));
-    build(element(section, "div", {class: "body"}), Object.fromEntries(weights.map((name, i) => [name, all[i]])));
+    await build(element(section, "div", {class: "body"}), Object.fromEntries(weights.map((name, i) => [name, all[i]])));
     section.dataset.state = "ready";
     note.remove();
     if (location.hash === `#${section.id}`) section.scrollIntoView();
@@ -473,7 +487,7 @@ else start();
 Object.assign(Panels, {
   define: (name, definition) => { definitions[name] = definition; },
   weights: (name, content) => { packed[name] = content; },
-  load, layers, run, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
+  load, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
   button, choice, digits, status, drag, sketch,
   DIGIT_COLORS: ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                  "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"],
