@@ -317,8 +317,8 @@ function button(parent, text, pressed) {
 let groups = 0;
 
 // A group of radio buttons; each option is a text, or {name, image}. changed(i); returns select(i), -1 for none.
-function choice(parent, legend, options, selected, changed) {
-  const group = element(parent, "fieldset", {class: "choice"}), name = `choice-${groups++}`;
+function choice(parent, legend, options, selected, changed, kind = "") {
+  const group = element(parent, "fieldset", {class: `choice ${kind}`}), name = `choice-${groups++}`;
   element(group, "legend", {}, legend);
   const inputs = options.map((option, i) => {
     const label = element(group, "label"), input = element(label, "input", {type: "radio", name});
@@ -340,7 +340,7 @@ function choice(parent, legend, options, selected, changed) {
 function digits(parent, {images, labels}, selected, chosen, legend = "a digit of the test set") {
   const image = i => images.slice(784 * i, 784 * (i + 1));
   const options = labels.map((y, i) => ({name: `${y}, the ${i % 2 ? "second" : "first"}`, image: image(i)}));
-  return choice(parent, legend, options, selected, i => chosen(image(i), i));
+  return choice(parent, legend, options, selected, i => chosen(image(i), i), "digits");
 }
 
 // Words that a screen reader reads out once they have stood for half a second. Returns say(words).

@@ -41,7 +41,7 @@ Panels.define("noise", {
       say(`Mean squared error: ${fixed(errors[0], 4)} before, ${fixed(errors[2], 4)} after the network.`);
     });
     const select = Panels.digits(root, digits, 4, x => { pad.set(x); update(); });
-    const images = Panels.row(root);
+    const images = Panels.row(root, "four");
     const pad = Panels.sketch(images, "the clean digit: draw here", () => { select(-1); update(); });
     const pictures = ["the input", "Gaussian filter", "the network"].map(name => Panels.picture(images, name, "large"));
     const controls = Panels.row(root, "controls");
