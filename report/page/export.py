@@ -24,7 +24,9 @@ import common
 import cvae
 import cvae_structured
 import denoise_ae
+import reproduce
 import vae
+import vqvae
 from comparisons import load
 
 WEIGHTS = HERE / "weights"
@@ -110,7 +112,6 @@ def rebuild(packed):
 def rebuild_layer(layer):
     tensors = {name: unpack(value) for name, value in layer.items() if isinstance(value, dict) and "data" in value}
     if layer["kind"] == "ResidualStack":
-        import vqvae
         stack = vqvae.ResidualStack(1, 1, 0)
         stack.layers.extend(rebuild({"layers": block}) for block in layer["blocks"])
         return stack
@@ -131,6 +132,21 @@ def rebuild_layer(layer):
         made = getattr(nn, layer["kind"])()
     made.load_state_dict(tensors, strict=False)  # BatchNorm2d also has a counter
     return made
+
+
+def rebuild_prior(packed):
+    """The vqvae.Prior of what weights/prior.js holds."""
+    state = {"token.weight": packed["token"], "place": packed["place"]}
+    parts = {"layers.norm": packed["norm"], "head": packed["head"]}
+    for i, block in enumerate(packed["blocks"]):
+        parts |= {f"layers.layers.{i}.{name}": block[name] for name in ("norm1", "norm2", "linear1", "linear2")}
+        attention = block["self_attn"]
+        parts[f"layers.layers.{i}.self_attn.out_proj"] = attention["outwards"]
+        state |= {f"layers.layers.{i}.self_attn.in_proj_{name}": tensor for name, tensor in attention["inwards"].items()}
+    state |= {f"{part}.{name}": value[name] for part, value in parts.items() for name in ("weight", "bias")}
+    prior = vqvae.Prior(n_layers=len(packed["blocks"]), n_heads=packed["blocks"][0]["self_attn"]["heads"])
+    prior.load_state_dict({name: unpack(value) for name, value in state.items()})
+    return prior.eval()
 
 
 def read(name):
@@ -210,9 +226,53 @@ def structured():
             "latent_dim": model.latent_dim}
 
 
+def vqvae_encoder():
+    return {"encode": network((3, 32, 32), load("vqvae", "main", 0, vqvae.VQVAE).encoder)}
+
+
+def vqvae_decoder():
+    """With the codebook, the colour that each word decodes to, and twelve test images with their words."""
+    model = load("vqvae", "main", 0, vqvae.VQVAE)
+    codebook, photographs = model.quantizer.codebook, common.load_cifar10()[1][:12]
+    grids = model.quantizer.embed(torch.arange(len(codebook)).reshape(-1, 1, 1).expand(-1, 8, 8))
+    return {"decode": network((codebook.shape[1], 8, 8), model.decoder), "codebook": pack(codebook),
+            "colors": pack(model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1), "u8"),
+            "photographs": pack(photographs.flatten(1), "u8"),
+            "words": vqvae.encode_all(model, photographs).flatten(1).tolist()}
+
+
+def prior():
+    model = load("vqvae", "main", 0, vqvae.Prior, "prior")
+
+    def norm(layer):
+        return {**weights(layer), "eps": layer.eps}
+
+    blocks = []
+    for layer in model.layers.layers:
+        attention = layer.self_attn
+        inwards = {"weight": pack(attention.in_proj_weight, "i12"), "bias": pack(attention.in_proj_bias)}
+        blocks.append({"norm1": norm(layer.norm1), "norm2": norm(layer.norm2), "linear1": weights(layer.linear1),
+                       "linear2": weights(layer.linear2),
+                       "self_attn": {"heads": attention.num_heads, "inwards": inwards,
+                                     "outwards": weights(attention.out_proj)}})
+    return {"token": pack(model.token.weight, "i12"), "place": pack(model.place), "blocks": blocks,
+            "norm": norm(model.layers.norm), "head": weights(model.head)}
+
+
+def runaway():
+    """The histories of section 6.4's runs and of 6.5's test, each with three seeds."""
+    runs, keys = reproduce.read_runs("vqvae"), ("train_reconstruction", "test_z_norm", "test_perplexity")
+    histories = {run: [entry["history"] for entry in runs[run]["seeds"].values()]
+                 for run in ("main", "lambda-0", "push-without-outward")}
+    return {"update": histories["main"][0]["update"],
+            "runs": {run: [{key: history[key] for key in keys} for history in seeds]
+                     for run, seeds in histories.items()}}
+
+
 CONTENTS = {"digits": digits, "denoise_ae": denoising, "planes": planes, "ae": autoencoder,
             "vae_plane": lambda: variational(load("vae", "plane", 0, vae.myVAE)), "vae": vae_main, "cvae": cvae_main,
-            "cvae_structured": structured}
+            "cvae_structured": structured, "vqvae_encoder": vqvae_encoder, "vqvae_decoder": vqvae_decoder,
+            "prior": prior, "runaway": runaway}
 
 
 @torch.no_grad()

@@ -422,6 +422,38 @@ function sketch(parent, label, changed) {
   return {x, set: image => { x.set(image); own = false; paint(); }};
 }
 
+// ---- Words: a picture's codes (panels `words` and `prior`) ------------------------------------------------------------
+
+// Of what weights/vqvae.js holds: decode(list of 64 words; null is none) -> 3 x 32 x 32 numbers, the last few remembered;
+// css(word), the colour that it decodes to; paint(canvas, list, columns), a swatch of one pixel for each word.
+function vocabulary({decode, codebook, colors}) {
+  const size = codebook.length / (colors.length / 3), remembered = new Map();
+  const rgb = word => [0, 1, 2].map(c => 255 * colors[3 * word + c]);
+  return {
+    n: colors.length / 3,
+    rgb,
+    css: word => `rgb(${rgb(word).map(Math.round)})`,
+    decode(list) {
+      const key = list.join();
+      if (!remembered.has(key)) {
+        const e = new Float32Array(64 * size);  // a place without a word is 0, as the places beyond the border are
+        list.forEach((word, place) => {
+          if (word !== null) for (let i = 0; i < size; i++) e[64 * i + place] = codebook[size * word + i];
+        });
+        if (remembered.size > 100) remembered.clear();
+        remembered.set(key, decode(e).map(value => value + 0.5));
+      }
+      return remembered.get(key);
+    },
+    paint(canvas, list, columns) {
+      [canvas.width, canvas.height] = [columns, Math.ceil(list.length / columns)];
+      const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
+      list.forEach((word, i) => { if (word !== null) image.data.set([...rgb(word).map(Math.round), 255], 4 * i); });
+      context.putImageData(image, 0, 0);
+    },
+  };
+}
+
 // ---- The loader -----------------------------------------------------------------------------------------------------
 
 const base = document.currentScript.src.replace(/[^/]*$/, "");
@@ -488,7 +520,7 @@ Object.assign(Panels, {
   define: (name, definition) => { definitions[name] = definition; },
   weights: (name, content) => { packed[name] = content; },
   load, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
-  button, choice, digits, status, drag, sketch,
+  button, choice, digits, status, drag, sketch, vocabulary,
   DIGIT_COLORS: ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                  "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"],
 });
