@@ -236,14 +236,17 @@ function fixed(value, digits = 2) {  // as toFixed, but never "-0.00"
 
 // ---- When to compute ------------------------------------------------------------------------------------------------
 
-// Returns a function that calls f in the next frame, once, however often it is called before: a pointer reports more
-// places than a screen shows.
+// Returns a function that calls f in the next frame, once, with the latest of its arguments, however often it is called
+// before: a pointer reports more places than a screen shows.
 function soon(f) {
-  let waiting = false;
-  return () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; f(); });
+  let latest = null;
+  return (...values) => {
+    if (!latest) requestAnimationFrame(() => {
+      const now = latest;
+      latest = null;
+      f(...now);
+    });
+    latest = values;
   };
 }
 
