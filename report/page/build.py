@@ -102,17 +102,21 @@ def quote(marker, content):
 
 def formula(tex, display):
     """MathML. A long formula in the text comes in pieces, so that a line can break after = and the like, as in print."""
-    whole = math.convert_with_local_state(tex.strip(), displaystyle=display)
+    tex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}(_\w)?", r"\\operatorname*{\1}\2\,", tex.strip())  # its index goes below
+    whole = math.convert_with_local_state(tex, displaystyle=display)
+    # Chromium makes a raised prime too small.
+    whole = re.sub("<msup>(<mi>.</mi>)<mo>′</mo></msup>", r'\1<mo form="postfix" lspace="0" rspace="0">′</mo>', whole)
     if display or len(re.sub("<[^>]*>", "", whole)) < 16:
         return whole
-    pieces, depth = [[]], 0
+    pieces, depth, norms = [[]], 0, 0
     children = list(ElementTree.fromstring(re.sub(r"&(?!lt|gt|amp)\w+;", lambda name: unescape(name[0]), whole)))
     for i, child in enumerate(children):
         pieces[-1].append(child)
         text = "".join(child.itertext())
         depth += sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
+        norms += text.count("‖")
         sign = text in ("+", "−") and i and children[i - 1].tag != "mo"
-        if depth == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
+        if depth == 0 and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
             pieces.append([])
     return "<wbr>".join("<math>" + "".join(ElementTree.tostring(child, encoding="unicode") for child in piece) + "</math>"
                         for piece in pieces if piece)

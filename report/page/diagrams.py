@@ -96,10 +96,11 @@ def draw(source, down):
         between = [n for n in nodes if at[n][1] == row == to_row and min(column, to_column) < at[n][0]
                    < max(column, to_column)]
         if (a, b) in back or between:  # around what lies between, below
-            level = across / 2 + (pitch - across) / 2
+            wide = len(label or "") * CHARACTER if down else 0  # of the label, which must not cover what lies between
+            level = across / 2 + (10 + wide / 2 if down else (pitch - across) / 2)
             points = [(a_along, a_over + ends[1]), (a_along, level), (b_along, level), (b_along, b_over + ends[3])]
             text = (a_along + b_along) / 2, level
-            lowest = max(lowest, level + (40 if down and label else 10))
+            lowest = max(lowest, level + wide / 2 + 10)
         elif column == to_column:
             side = 1 if b_over > a_over else -1
             points = [(a_along, a_over + side * ends[1]), (b_along, b_over - side * ends[3])]
