@@ -27,7 +27,7 @@ Panels.define("ask", {
     const say = Panels.status(side);
 
     const row = Panels.row(root, "askrow");
-    const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large",
+    const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large map",
                                `the two most informative numbers of z, ${first + 1} and ${second + 1}. Arrow keys move them`);
     const answers = element(row, "div", {class: "grid five"});
     const all = LABELS.map(y => Panels.picture(answers, String(y), "small", `this handwriting as a ${y}`));
@@ -47,16 +47,17 @@ Panels.define("ask", {
       });
       map.canvas.width = map.canvas.height = 336;
       const context = map.canvas.getContext("2d"), x = 168 + 56 * z[first], y = 168 - 56 * z[second];
-      context.strokeStyle = "#999";
+      [context.strokeStyle, context.lineWidth] = ["#777", 2];
       for (const radius of [56, 112]) {  // one and two standard deviations of the prior
         context.beginPath();
         context.arc(168, 168, radius, 0, 2 * Math.PI);
         context.stroke();
       }
-      for (const [color, size] of [["#000", 26], ["#fff", 20], ["#000", 8]]) {
-        context.fillStyle = color;
-        context.fillRect(x - size / 2, y - size / 2, size, size);
-      }
+      context.fillRect(x - 4, y - 4, 8, 8);
+      [context.strokeStyle, context.lineWidth] = ["#000", 4];
+      context.beginPath();
+      context.arc(x, y, 16, 0, 2 * Math.PI);
+      context.stroke();
       say(`z ${from}: z${first + 1} = ${fixed(z[first])}, z${second + 1} = ${fixed(z[second])}`);
     });
     function encode(y) {

@@ -3,15 +3,15 @@
 
 Panels.define("complete", {
   title: "Complete it",
-  predict: "Both networks see the lower left quarter only. Which of them is nearer to the original: the one answer, or the "
-    + "best of ten?",
+  predict: "Both networks see the lower left quarter only. How many answers does the CVAE need until one of them is nearer "
+    + "to the original than BaselineNN's only answer?",
   weights: ["digits", "cvae_structured"],
   build(root, {digits, cvae_structured: {decoder, baseline, latent_dim}}) {
     const {fixed, element} = Panels, MOST = 40;
     const given = i => i >= 14 * 28 && i % 28 < 14, visible = [...Array(784).keys()].filter(given);
     let k = 10, seed = 1, z = Panels.normals(MOST * latent_dim, seed), c, errors = [], one;
 
-    const select = Panels.digits(root, digits, 9, x => { pad.set(x); complete(); });
+    const select = Panels.digits(root, digits, 6, x => { pad.set(x); complete(); });
     const images = Panels.row(root, "four");
     const pad = Panels.sketch(images, "the original: draw here", () => { select(-1); complete(); });
     const quarter = Panels.picture(images, "what is given", "large"), single = Panels.picture(images, "BaselineNN", "large");
@@ -64,17 +64,17 @@ Panels.define("complete", {
       pictures.forEach(({figure, say, name}, i) => {
         figure.classList.toggle("chosen", known && i === found);
         say(known && i < k ? fixed(errors[i], 3) : "");
-        name(`answer ${i + 1}${known && i < k ? `, error ${fixed(errors[i], 3)}` : ""}`);
+        name(`answer ${i + 1}${known && i < k ? `, MSE ${fixed(errors[i], 3)}` : ""}`);
       });
       best.draw(answers[found]);
-      single.say(known ? `BaselineNN: error ${fixed(error(one), 4)}` : "BaselineNN");
-      best.say(known ? `CVAE, the best of ${k}: error ${fixed(shown[found], 4)}` : "CVAE, the first answer");
+      single.say(known ? `BaselineNN: MSE ${fixed(error(one), 4)}` : "BaselineNN");
+      best.say(known ? `CVAE, the best of ${k}: MSE ${fixed(shown[found], 4)}` : "CVAE, the first answer");
       if (!c.some(value => value)) say("The quarter is empty: nothing is given but that.");
       else if (!known) say("Draw the other three quarters, too, and there is an original to compare with.");
-      else say(`Error of an unseen pixel: BaselineNN ${fixed(error(one), 4)}, the best of ${k} (number ${found + 1}) `
+      else say(`MSE of the unseen pixels: BaselineNN ${fixed(error(one), 4)}, the best of ${k} (number ${found + 1}) `
                + `${fixed(shown[found], 4)}.`);
     }
-    pad.set(digits.images.slice(9 * 784, 10 * 784));
+    pad.set(digits.images.slice(6 * 784, 7 * 784));
     complete();
   },
 });

@@ -32,11 +32,11 @@ Panels.define("noise", {
       const x = pad.x, damaged = kinds[kind](x, amount, seed);
       const shown = [damaged, blur(damaged, filter.sigma).map(value => clamp(filter.a * value + filter.b, 0, 1)),
                      denoise(damaged)];
-      const names = ["the input", "Gaussian filter, fitted at 0.5", "the network"];
+      const names = ["the input", "a Gaussian filter, fitted at 0.5", "the network"];
       const errors = shown.map(y => sum(y.map((value, i) => (value - x[i]) ** 2)) / 784);
       shown.forEach((y, i) => {
         pictures[i].draw(y);
-        pictures[i].say(`${names[i]}: error ${fixed(errors[i], 4)}`);
+        pictures[i].say(`${names[i]}: MSE ${fixed(errors[i], 4)}`);
       });
       say(`Mean squared error: ${fixed(errors[0], 4)} before, ${fixed(errors[2], 4)} after the network.`);
     });

@@ -68,7 +68,7 @@ Panels.define("planes", {
         for (let y = 0; y < 10; y++) {  // a digit's number at the median of its dots
           const own = [...planes.labels.keys()].filter(i => planes.labels[i] === y);
           const place = at([median(own.map(i => codes[2 * i])), median(own.map(i => codes[2 * i + 1]))]);
-          context.fillStyle = Panels.DIGIT_COLORS[y];
+          context.fillStyle = "#000";
           context.strokeText(y, ...place);
           context.fillText(y, ...place);
         }

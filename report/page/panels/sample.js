@@ -30,7 +30,7 @@ Panels.define("sample", {
       center = mu.slice();
       show();
     });
-    const images = element(root, "div", {class: "grid"});
+    const images = element(root, "div", {class: "grid seven"});
     const middle = Panels.picture(images, "from mu", "small", "decoded from the middle of the cloud");
     const draws = Array.from({length: DRAWS}, (_, k) => Panels.picture(images, `${k + 1}`, "small", `draw ${k + 1}`));
     const say = Panels.status(root);
