@@ -140,9 +140,9 @@ def rebuild_prior(packed):
     parts = {"layers.norm": packed["norm"], "head": packed["head"]}
     for i, block in enumerate(packed["blocks"]):
         parts |= {f"layers.layers.{i}.{name}": block[name] for name in ("norm1", "norm2", "linear1", "linear2")}
-        attention = block["self_attn"]
-        parts[f"layers.layers.{i}.self_attn.out_proj"] = attention["outwards"]
-        state |= {f"layers.layers.{i}.self_attn.in_proj_{name}": tensor for name, tensor in attention["inwards"].items()}
+        name, attention = f"layers.layers.{i}.self_attn", block["self_attn"]
+        parts[f"{name}.out_proj"] = attention["outwards"]
+        state |= {f"{name}.in_proj_{key}": tensor for key, tensor in attention["inwards"].items()}
     state |= {f"{part}.{name}": value[name] for part, value in parts.items() for name in ("weight", "bias")}
     prior = vqvae.Prior(n_layers=len(packed["blocks"]), n_heads=packed["blocks"][0]["self_attn"]["heads"])
     prior.load_state_dict({name: unpack(value) for name, value in state.items()})

@@ -425,10 +425,10 @@ function sketch(parent, label, changed) {
   return {x, set: image => { x.set(image); own = false; paint(); }};
 }
 
-// ---- Words: a picture's codes (panels `words` and `prior`) ------------------------------------------------------------
+// ---- Words: a picture's codes (panels `words` and `prior`) ----------------------------------------------------------
 
-// Of what weights/vqvae.js holds: decode(list of 64 words; null is none) -> 3 x 32 x 32 numbers, the last few remembered;
-// css(word), the colour that it decodes to; paint(canvas, list, columns), a swatch of one pixel for each word.
+// Of what weights/vqvae_decoder.js holds: decode(list of 64 words; null is none) -> 3 x 32 x 32 numbers, remembered;
+// rgb(word) and css(word), the colour that it decodes to; paint(canvas, list, columns), one pixel for each word.
 function vocabulary({decode, codebook, colors}) {
   const size = codebook.length / (colors.length / 3), remembered = new Map();
   const rgb = word => [0, 1, 2].map(c => 255 * colors[3 * word + c]);

@@ -17,7 +17,8 @@ Panels.define("cells", {
     let rule = 0, view = 2.8, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
-    const body = row(root), left = element(body, "div", {class: "wide"}), side = element(body, "div", {class: "narrow"});
+    const body = row(root);
+    const left = element(body, "div", {class: "wide"}), side = element(body, "div", {class: "narrow"});
     const drawing = element(left, "div", {class: "drawing", style: "aspect-ratio: 28 / 24", "aria-label":
       "the cells of seven codes: arrow keys move the large z"});
     const legend = element(left, "p", {class: "legend"});
@@ -130,7 +131,8 @@ Panels.define("cells", {
         corners.forEach((corner, i) => {
           const j = (i + 1) % corners.length, next = corners[j];
           if (beyond[i] <= 0) kept.push(corner);
-          if (beyond[i] * beyond[j] < 0) kept.push(plus(corner, plus(next, corner, -1), beyond[i] / (beyond[i] - beyond[j])));
+          const crossing = beyond[i] / (beyond[i] - beyond[j]);
+          if (beyond[i] * beyond[j] < 0) kept.push(plus(corner, plus(next, corner, -1), crossing));
         });
         corners = kept;
       }
@@ -138,29 +140,33 @@ Panels.define("cells", {
     }
 
     function paint() {
-      const width = drawing.clientWidth, at = ([a, b]) => [width * (a / view + 1) / 2, width * (24 / 28 - b / view) / 2];
+      const width = drawing.clientWidth;
+      const at = ([a, b]) => [width * (a / view + 1) / 2, width * (24 / 28 - b / view) / 2];
       const point = v => at(v).map(value => value.toFixed(2)).join(" ");
       const dots = (list, kind, r) => list.map(v => {
         const [a, b] = at(v);
         return `<circle class="${kind}" r="${r}" cx="${a.toFixed(2)}" cy="${b.toFixed(2)}"/>`;
       }).join("");
-      const arrow = (from, way, kind) => `<path class="${kind}" marker-end="url(#cells-${kind})" d="M${point(from)}L${point(plus(from, way))}"/>`;
+      const arrow = (from, way, kind) => `<path class="${kind}" marker-end="url(#cells-${kind.split(" ")[0]})" `
+        + `d="M${point(from)}L${point(plus(from, way))}"/>`;
       const {e, push, away, cosine, outward} = forces(z[0], x[0]);
       // A push is a gradient: it shrinks as the decoder's weights do. Its arrow is drawn in the units of z.
       const unit = 2 / sum(decoder.flat().map(value => value * value)), drawn = v => v.map(value => value * unit);
       const {pull, inward} = RULES[rule];
       const heads = ["nearest", "push", "outward", "pull"].map(kind =>
-        `<marker id="cells-${kind}" class="${kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" `
-        + `orient="auto"><path d="M0 0L8 4L0 8z"/></marker>`).join("");
+        `<marker id="cells-${kind}" class="${kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="4" `
+        + `markerHeight="4" orient="auto"><path d="M0 0L8 4L0 8z"/></marker>`).join("");
       drawing.innerHTML = `<svg aria-hidden="true"><defs>${heads}</defs>`
-        + codes.map(code => `<polygon class="cell${code === e ? " chosen" : ""}" points="${cell(code).map(point).join(" ")}"/>`).join("")
+        + codes.map(code => `<polygon class="cell${code === e ? " chosen" : ""}" `
+          + `points="${cell(code).map(point).join(" ")}"/>`).join("")
         + dots(z.slice(1), "other", 3) + dots(codes, "code", 5) + dots([e], "chosen", 7)
-        + arrow(z[0], plus(e, z[0], -1), "nearest") + arrow(e, drawn(push), "push wish") + arrow(z[0], drawn(push), "push")
-        + arrow(z[0], drawn(outward), "outward") + (pull ? arrow(z[0], away.map(value => -pull * value * unit), "pull") : "")
-        + dots([z[0]], "z", 8) + "</svg>";
+        + arrow(z[0], plus(e, z[0], -1), "nearest") + arrow(e, drawn(push), "push wish")
+        + arrow(z[0], drawn(push), "push") + arrow(z[0], drawn(outward), "outward")
+        + (pull ? arrow(z[0], drawn(away.map(value => -pull * value)), "pull") : "")
+        + dots([z[0]], "z", 7) + "</svg>";
       const way = cosine > 0 ? "away from it" : "towards it";
-      say(`Step ${curves[rule].length - 1}. The large z is ${fixed(norm(away))} from its code, and the push leads ${way} `
-        + `(cosine ${fixed(cosine)})${inward && cosine > 0 ? "; that part is taken out" : ""}. `
+      say(`Step ${curves[rule].length - 1}. The large z is ${fixed(norm(away))} from its code, and the push leads `
+        + `${way} (cosine ${fixed(cosine)})${inward && cosine > 0 ? "; that part is taken out" : ""}. `
         + `Median length of all z: ${fixed(curves[rule].at(-1))}.`);
     }
     const show = soon(() => {
@@ -171,11 +177,17 @@ Panels.define("cells", {
 
     function plot() {
       const width = chart.clientWidth, top = 10;
-      const line = (curve, i) => `<path class="curve rule-${i}" d="M${curve.map((value, t) =>
-        `${(26 + (width - 30) * t / STEPS).toFixed(1)} ${(110 - 100 * value / top).toFixed(1)}`).join("L")}"/>`;
+      const at = (value, t) => [26 + (width - 30) * t / STEPS, 110 - 100 * value / top].map(part => part.toFixed(1));
+      const line = (curve, i) => {
+        if (!curve.length) return "";
+        const [right, low] = at(curve.at(-1), curve.length - 1);
+        return `<path class="curve rule-${i}" d="M${curve.map((value, t) => at(value, t).join(" ")).join("L")}"/>`
+          + `<circle class="rule-${i}" r="4" cx="${right}" cy="${low}"/>`;
+      };
       chart.innerHTML = `<svg><path class="axis" d="M26 10V110H${width - 4}"/>${curves.map(line).join("")}`
         + `<text x="22" y="16" text-anchor="end">${top}</text><text x="22" y="112" text-anchor="end">0</text>`
-        + `<text x="30" y="16">median length of z</text><text x="${width - 4}" y="126" text-anchor="end">${STEPS} steps</text></svg>`;
+        + `<text x="32" y="16">median length of z</text>`
+        + `<text x="${width - 4}" y="126" text-anchor="end">${STEPS} steps</text></svg>`;
     }
 
     function move(a, b) {

@@ -3,11 +3,11 @@
 
 Panels.define("prior", {
   title: "Word by word",
-  predict: "The upper half is a photograph's; press play, and the prior writes the rest. Does it find the photograph's own "
-    + "lower half? And if it takes nearly only the likeliest words (temperature 0.1), are its images better?",
+  predict: "The upper half is a photograph's; press play, and the prior writes the rest. Does it find the photograph's "
+    + "own lower half? And if it takes nearly only the likeliest words (temperature 0.1), are its images better?",
   weights: ["vqvae_decoder", "prior"],
   build(root, {vqvae_decoder, prior}) {
-    const {element, row, picture, slider, button, choice, status, drag, soon, clamp, random, softmax, layers, sum,
+    const {element, row, picture, slider, button, choice, status, drag, soon, clamp, fixed, random, softmax, layers, sum,
            vocabulary} = Panels;
     const {photographs} = vqvae_decoder, words = vocabulary(vqvae_decoder), logits = writer(prior);
     const photograph = i => photographs.subarray(3072 * i, 3072 * (i + 1)), LENGTH = 64, SHOWN = 20;
@@ -16,15 +16,15 @@ Panels.define("prior", {
     choice(root, "the upper half of", ["nothing", ...[...Array(photographs.length / 3072).keys()].map(i =>
       ({name: `photograph ${i + 1}`, image: photograph(i)}))], chosen + 1, i => { chosen = i - 1; start(); });
     const pictures = row(root);
-    const grid = picture(pictures, "the words so far: choose one to go back to it", "large",
+    const grid = picture(pictures, "the words so far: choose one to go back to it", "third",
                          "the words so far: the arrow keys left and up go back");
-    const decoded = picture(pictures, "decoded", "large"), original = picture(pictures, "the photograph", "medium");
+    const decoded = picture(pictures, "decoded", "third"), original = picture(pictures, "the photograph", "third");
     const controls = row(root, "controls");
     button(controls, "one word", () => { pause(); write(); });
     const player = button(controls, "play", () => { if (timer) pause(); else play(); });
     button(controls, "back", () => back(list.length - 1));
     button(controls, "again, with other luck", () => { seed++; start(); });
-    slider(controls, "temperature", {min: 0.1, max: 2, step: 0.1, value: 1}, value => { temperature = value; show(); });
+    slider(controls, "temperature", {min: 0.1, max: 2, step: 0.1, value: 1, show: value => fixed(value, 1)}, value => { temperature = value; show(); });
     const say = status(root);
     const likely = element(root, "fieldset", {class: "choice near"});
     element(likely, "legend", {}, `the ${SHOWN} likeliest next words: take one yourself, or let the prior draw`);
@@ -60,7 +60,7 @@ Panels.define("prior", {
       return scores.map((score, word) => [word, score]).sort((a, b) => b[1] - a[1]);
     }
 
-    function write() {  // each place has its luck, a number from 0 to 1, so that a temperature alone makes the difference
+    function write() {  // each place has its luck, a number from 0 to 1, so that only the temperature counts
       if (list.length === LENGTH) return pause();
       let left = luck[list.length];
       const ranked = next(), drawn = ranked.find(([, score]) => (left -= score) < 0) || ranked[0];
@@ -125,7 +125,7 @@ Panels.define("prior", {
       });
       const bits = -sum(ranked.map(([, score]) => score && score * Math.log2(score)));
       say(`Word ${list.length + 1} of 64: as uncertain as ${Math.round(2 ** bits)} words that are equally likely; the `
-        + `${SHOWN} likeliest have ${Math.round(100 * sum(ranked.slice(0, SHOWN).map(([, score]) => score)))} %.`);
+        + `${SHOWN} likeliest have ${Math.round(100 * sum(ranked.slice(0, SHOWN).map(([, score]) => score)))}\u00a0%.`);
     });
 
     drag(grid.canvas, (u, v, first) => {

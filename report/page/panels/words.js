@@ -1,11 +1,11 @@
 "use strict";
-// Sections 6.1 and 6.6: an image goes through the encoder, each of its 64 z is replaced by the nearest code, a word, and
-// the decoder sees only these. Other words can be put into their places.
+// Sections 6.1 and 6.6: an image goes through the encoder, each of its 64 z is replaced by the nearest code, a word,
+// and the decoder sees only these. Other words can be put into their places.
 
 Panels.define("words", {
   title: "A photograph in 64 words",
-  predict: "If you put another word into one place, does only that place's square of 4 × 4 pixels change? And if you take "
-    + "the second nearest code instead of the nearest?",
+  predict: "If you put another word into one place, does only that place's square of 4 × 4 pixels change? And how much "
+    + "changes if you take the second nearest code instead of the nearest?",
   weights: ["vqvae_encoder", "vqvae_decoder"],
   build(root, {vqvae_encoder: {encode}, vqvae_decoder}) {
     const {element, row, picture, button, choice, status, drag, soon, clamp, fixed, sum, vocabulary} = Panels;
@@ -19,10 +19,11 @@ Panels.define("words", {
     const file = element(holder, "input", {type: "file", accept: "image/*"});
     file.addEventListener("change", () => { if (file.files[0]) own(file.files[0]); });
 
-    const pictures = row(root), original = picture(pictures, "the image, 32 × 32 pixels", "large");
-    const grid = picture(pictures, "its 64 words: choose one", "large",
+    const pictures = row(root), original = picture(pictures, "the image, 32 × 32 pixels", "quarter");
+    const grid = picture(pictures, "its 64 words: choose one", "quarter",
                          "the 64 words in the colours that they decode to: arrow keys choose a place");
-    const decoded = picture(pictures, "what the decoder makes of them", "large");
+    const decoded = picture(pictures, "what the decoder makes of them", "quarter");
+    const difference = picture(pictures, "what your changes changed", "quarter");
     const cursors = [cursor(grid.canvas), cursor(decoded.canvas)];
     const say = status(root), controls = row(root, "controls");
     button(controls, "take back all changes", () => { list = [...before]; show(); });
@@ -94,7 +95,9 @@ Panels.define("words", {
 
     const show = soon(() => {
       words.paint(grid.canvas, list, 8);
-      decoded.draw(words.decode(list));
+      const x = words.decode(list), old = words.decode(before);
+      decoded.draw(x);
+      difference.draw(x.map((value, i) => Math.abs(clamp(value, 0, 1) - clamp(old[i], 0, 1))));
       cursors.forEach(move => move(cell, 8, 8));
       aim(order.indexOf(list[cell]), columns, words.n / columns);
       const far = distances(cell), ranked = [...far.keys()].sort((a, b) => far[a] - far[b]);
@@ -106,8 +109,8 @@ Panels.define("words", {
         made.setAttribute("aria-pressed", ranked[i] === list[cell]);
       });
       const changed = list.filter((word, place) => word !== before[place]).length;
-      say(`Row ${(cell >> 3) + 1}, column ${cell % 8 + 1}: word ${list[cell]}, code ${ranked.indexOf(list[cell]) + 1} of `
-        + `${words.n} by distance from z. ${changed || "No"} word${changed === 1 ? "" : "s"} changed.`);
+      say(`Row ${(cell >> 3) + 1}, column ${cell % 8 + 1}: word ${list[cell]}, code ${ranked.indexOf(list[cell]) + 1} `
+        + `of ${words.n} by distance from z. ${changed || "No"} word${changed === 1 ? "" : "s"} changed.`);
     });
 
     function put(word) { list[cell] = word; show(); }
