@@ -63,11 +63,15 @@ def highlight(source):
 
 
 def block(lines, first=1, script=None):
-    """Numbered lines. In a script each has its own anchor."""
-    spans = (f"<span{f' id={script}-L{number}' if script else ''}>{line}\n</span>"
-             for number, line in enumerate(lines, first))
+    """Numbered lines. In a script each has its own anchor. --i is where a line that needs two rows goes on."""
+    html = ""
+    for number, line in enumerate(lines, first):
+        text = unescape(re.sub("<[^>]*>", "", line))
+        indent = len(text) - len(text.lstrip())
+        html += (f"<span{f' id={script}-L{number}' if script else ''}"
+                 f"{f' style=--i:{indent}' if indent and len(text) > 40 else ''}>{line}\n</span>")
     reset = f' style="counter-reset:line {first - 1}"' if first > 1 else ""
-    return f'<pre class="code"{reset}><code>{"".join(spans)}</code></pre>'
+    return f'<pre class="code"{reset}><code>{html}</code></pre>'
 
 
 def find(script, name):
@@ -219,6 +223,11 @@ class Renderer(RendererHTML):
         return text if inside else re.sub(
             number, lambda found: f'{found[1]}<a href="#figure-{found[2]}">{found[2]}</a>'
             if found[2] in env["figures"] else found[0], text)
+
+    def th_open(self, tokens, i, options, env):
+        if not plain(tokens[i + 1].children).strip():  # the corner of a table is no heading
+            tokens[i].tag = tokens[i + 2].tag = "td"
+        return self.renderToken(tokens, i, options, env)
 
     def table_open(self, tokens, i, options, env):
         return '<div class="table"><table>\n'

@@ -87,7 +87,7 @@
     if (heading !== here) {
       here = heading;
       for (const link of $$("#contents ol a")) {
-        if (heading && link.hash === `#${heading.id}`) {
+        if (heading && decodeURIComponent(link.hash) === `#${heading.id}`) {
           link.setAttribute("aria-current", "location");
           if (contents.offsetParent) link.scrollIntoView({block: "nearest"});
         } else link.removeAttribute("aria-current");
