@@ -113,14 +113,15 @@ def formula(tex, display):
     if display or len(re.sub("<[^>]*>", "", whole)) < 16:
         return whole
     pieces, depth, norms = [[]], 0, 0
-    children = list(ElementTree.fromstring(re.sub(r"&(?!lt|gt|amp)\w+;", lambda name: unescape(name[0]), whole)))
+    tree = ElementTree.fromstring(re.sub(r"&(?!lt|gt|amp)\w+;", lambda name: unescape(name[0]), whole))
+    children, deepest = list(tree), len("".join(tree.itertext())) > 40  # brackets that it may be broken in
     for i, child in enumerate(children):
         pieces[-1].append(child)
         text = "".join(child.itertext())
         depth += sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
         norms += text.count("‖")
         sign = text in ("+", "−") and i and children[i - 1].tag != "mo"
-        if depth == 0 and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
+        if depth <= deepest and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
             pieces.append([])
     return "<wbr>".join("<math>" + "".join(ElementTree.tostring(child, encoding="unicode") for child in piece) + "</math>"
                         for piece in pieces if piece)
