@@ -1,0 +1,80 @@
+"use strict";
+// Section 4: a handwriting z, decoded under all ten labels. It is drawn from the prior, or the encoder's for a digit.
+
+Panels.define("ask", {
+  title: "Ask for a digit",
+  predict: "The label is given beside the code. So what is left for the code to say? Draw a digit, slanted or heavy, and "
+    + "see the other nine in the same hand.",
+  weights: ["digits", "cvae"],
+  build(root, {digits, cvae}) {
+    const {clamp, fixed, element, sum} = Panels, {kl} = cvae, n = kl.length, LABELS = [...Array(10).keys()];
+    const [first, second] = [...kl.keys()].sort((a, b) => kl[b] - kl[a]);
+    const join = (x, y) => Float32Array.of(...x, ...LABELS.map(label => Number(label === y)));
+    const decode = (z, y) => cvae.decoder(join(z, y));
+    let z, label, seed = 0, from = "";
+
+    const top = Panels.row(root, "input");
+    const pad = Panels.sketch(top, "the digit: draw here", () => { select(-1); guess(); });
+    const side = element(top, "div", {class: "beside"});
+    const select = Panels.digits(side, digits, 4, (x, i) => { pad.set(x); encode(digits.labels[i]); });
+    const setLabel = Panels.choice(side, "it is encoded as a", LABELS.map(String), 2, y => encode(y));
+    Panels.button(side, "another handwriting, from N(0, I)", () => {
+      z = Panels.normals(n, ++seed);
+      [label, from] = [-1, "drawn from N(0, I)"];
+      setLabel(-1);
+      show();
+    });
+    const say = Panels.status(side);
+
+    const row = Panels.row(root, "askrow");
+    const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large map",
+                               `the two most informative numbers of z, ${first + 1} and ${second + 1}. Arrow keys move them`);
+    const answers = element(row, "div", {class: "grid five"});
+    const all = LABELS.map(y => Panels.picture(answers, String(y), "small", `this handwriting as a ${y}`));
+    const move = (a, b) => {
+      z[first] = clamp(a, -3, 3);
+      z[second] = clamp(b, -3, 3);
+      from = "changed by hand";
+      show();
+    };
+    Panels.drag(map.canvas, (u, v) => move(6 * u - 3, 3 - 6 * v),
+                (right, down) => move(z[first] + 0.1 * right, z[second] - 0.1 * down));
+
+    const show = Panels.soon(() => {
+      all.forEach(({draw, figure}, y) => {
+        draw(decode(z, y));
+        figure.classList.toggle("chosen", y === label);
+      });
+      map.canvas.width = map.canvas.height = 336;
+      const context = map.canvas.getContext("2d"), x = 168 + 56 * z[first], y = 168 - 56 * z[second];
+      [context.strokeStyle, context.lineWidth] = ["#777", 2];
+      for (const radius of [56, 112]) {  // one and two standard deviations of the prior
+        context.beginPath();
+        context.arc(168, 168, radius, 0, 2 * Math.PI);
+        context.stroke();
+      }
+      context.fillRect(x - 4, y - 4, 8, 8);
+      [context.strokeStyle, context.lineWidth] = ["#000", 4];
+      context.beginPath();
+      context.arc(x, y, 16, 0, 2 * Math.PI);
+      context.stroke();
+      say(`z ${from}: z${first + 1} = ${fixed(z[first])}, z${second + 1} = ${fixed(z[second])}`);
+    });
+    function encode(y) {
+      [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, `of this digit, encoded as a ${y}`];
+      setLabel(y);
+      show();
+    }
+    // Whoever draws need not say what: the label under which the digit costs the fewest nats.
+    const guess = Panels.soon(() => {
+      const costs = LABELS.map(y => {
+        const {mu, sigma} = Panels.encode(cvae, join(pad.x, y)), x = decode(mu, y);
+        const bce = -sum(x.map((p, i) => pad.x[i] * Math.log(p + 1e-9) + (1 - pad.x[i]) * Math.log(1 - p + 1e-9)));
+        return bce + sum(mu.map((m, j) => 0.5 * (m * m + sigma[j] ** 2 - 1) - Math.log(sigma[j])));
+      });
+      encode(costs.indexOf(Math.min(...costs)));
+    });
+    pad.set(digits.images.slice(4 * 784, 5 * 784));
+    encode(2);
+  },
+});
