@@ -7,9 +7,11 @@ Needs Chromium or Chrome, without it all is skipped but what needs none. `pytest
 import atexit
 import contextlib
 import functools
+import json
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import unittest
@@ -19,8 +21,20 @@ REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 sys.path[:0] = [str(ROOT), str(REPORT), str(REPORT / "page")]
 
+import torch
+import torchvision
+from torch import nn
+
+import ae
 import build
+import common
+import cvae
+import cvae_structured
+import denoise_ae
 import diagrams
+import export
+import vae
+import vqvae
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
@@ -374,6 +388,593 @@ def test_print():
                 assert tab.evaluate("[...document.querySelectorAll('main details:not(.whole)')].every(d => d.open)")
 
 
+# %% Panels: what their tests need
+# The networks' weights are read from page/weights/, so the trained models themselves are not needed. Where they are
+# there, in runs/report/, the files are compared with them, too.
+
+PHONE, DESK = NARROW[0], WIDE[0]
+NEAR = 0.02  # a canvas shows 256 steps, and is read as such: each number may be off by 0.002
+
+
+def expect(what, got, expected, tolerance=NEAR):
+    got, expected = torch.as_tensor(got).flatten().float(), torch.as_tensor(expected).flatten().float()
+    assert got.shape == expected.shape, f"{what}: {len(got)} numbers, not {len(expected)}"
+    difference = float((got - expected).abs().max())
+    assert difference <= tolerance, f"{what}: off by {difference:.4f}"
+
+
+@contextlib.contextmanager
+def panel(name, width=DESK, **options):
+    """One panel, ready, alone on a page: (the page, its section)."""
+    address = (REPORT / "page").as_uri()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        host = Path(folder, "panel.html")
+        host.write_text(f'<!doctype html><html lang="en" class="js"><meta charset="utf-8"><title>{name}</title>'
+                        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+                        f'<link rel="stylesheet" href="{address}/page.css">'
+                        f'<link rel="stylesheet" href="{address}/panels.css">'
+                        f'<main style="max-width: 700px; margin: auto"><h1>{name}</h1>'
+                        f'<section class="panel" id="{name}" data-panel="{name}" aria-label="{name}"></section></main>'
+                        f'<script src="{address}/panels.js"></script>', encoding="utf-8")
+        with opened(str(host), (width, 900), **options) as page:
+            section = page.locator(f"#{name}")
+            page.wait_for_selector(f"#{name}[data-state=ready]", timeout=60000)
+            settle(page)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width} px"
+            yield page, section
+
+
+def settle(page):
+    """Until the frame is drawn that shows what was last asked for, and the slices of longer work are done."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30))))")
+
+
+def pixels(canvas):
+    """What a canvas shows, in [0, 1]: (height * width) grey values, the red ones of a coloured picture."""
+    settle(canvas.page)
+    return torch.tensor(canvas.evaluate("""canvas => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
+        copy.drawImage(canvas, 0, 0);
+        const {data} = copy.getImageData(0, 0, canvas.width, canvas.height);
+        return Array.from({length: data.length / 4}, (_, i) => data[4 * i]);
+    }""")) / 255
+
+
+def canvas(section, name, i=0):
+    """The canvas whose name for a screen reader begins so."""
+    return section.locator(f'canvas[aria-label^="{name}"]').nth(i)
+
+
+def caption(section, name, i=0):
+    return canvas(section, name, i).locator("xpath=..").locator("figcaption").inner_text()
+
+
+def image(canvas):
+    """What a canvas shows, as a network takes it: (1, 784)"""
+    return pixels(canvas).reshape(1, 784)
+
+
+def stroke(target, points, how):
+    """Draws a line through points (u, v) of a canvas, by "mouse", "touch" or "keyboard"."""
+    page = target.page
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    places = [(box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in points]
+    if how == "mouse":
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=3)
+        page.mouse.up()
+    elif how == "touch":
+        session = page.context.new_cdp_session(page)
+        for i, (x, y) in enumerate(places):
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove" if i else "touchStart",
+                                                      "touchPoints": [{"x": x, "y": y}]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    else:
+        target.focus()
+        page.keyboard.press("Shift")  # the cursor is shown after a key
+        at = [14, 14]
+        for u, v in points:
+            for axis, keys in ((0, ("ArrowLeft", "ArrowRight")), (1, ("ArrowUp", "ArrowDown"))):
+                steps = round(28 * (u, v)[axis] - 0.5) - at[axis]
+                for _ in range(abs(steps)):
+                    page.keyboard.press(keys[steps > 0])
+                    page.keyboard.press(" ")
+                at[axis] += steps
+        target.evaluate("canvas => canvas.blur()")  # no cursor on the drawing
+    settle(page)
+
+
+SEVEN, HOOK = [(0.3, 0.25), (0.7, 0.25), (0.45, 0.8)], [(0.35, 0.2), (0.35, 0.5), (0.65, 0.5), (0.6, 0.85)]
+
+
+def ways():
+    """The three ways to operate a panel, each with its width and the options of its page."""
+    return (("mouse", DESK, {}), ("touch", PHONE, {"has_touch": True, "is_mobile": True}), ("keyboard", PHONE, {}))
+
+
+def pad(section):
+    return section.locator(".sketch canvas")
+
+
+def move(section, label, value):
+    """Moves the slider with this label."""
+    section.locator(".slider", has_text=label).locator("input").evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')); }", value)
+    settle(section.page)
+
+
+def choose(section, name, key=None):
+    """Chooses a radio button, by a click or by a key on the one that is chosen."""
+    if key:
+        section.get_by_role("radio", name=name, exact=True).press(key)
+    else:
+        section.get_by_role("radio", name=name, exact=True).check(force=True)
+    settle(section.page)
+
+
+@functools.cache
+def mnist():
+    _, _, x, y = common.load_mnist()
+    return x.flatten(1), y
+
+
+@functools.cache
+def networks(name):
+    """{name: nn.Sequential} of a weights file."""
+    return {key: export.rebuild(value) for key, value in export.read(name).items()
+            if isinstance(value, dict) and "layers" in value}
+
+
+def encoded(name, x):
+    """mu and sigma of a VAE's encoder."""
+    parts = networks(name)
+    h = parts["encoder"](x)
+    return parts["mu_layer"](h), (0.5 * parts["logvar_layer"](h).clamp(max=10)).exp()
+
+
+# %% Layers and weights
+
+LAYERS = {
+    "Linear": ((20,), lambda: nn.Linear(20, 7)),
+    "Linear without a bias": ((3, 20), lambda: nn.Linear(20, 7, bias=False)),
+    "Linear of many weights": ((160,), lambda: nn.Linear(160, 80)),
+    "Conv2d": ((3, 9, 8), lambda: nn.Conv2d(3, 5, 3, padding=1)),
+    "Conv2d with a stride": ((3, 9, 8), lambda: nn.Conv2d(3, 5, 4, stride=2, padding=1, bias=False)),
+    "ConvTranspose2d": ((3, 4, 5), lambda: nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1)),
+    "ConvTranspose2d without a bias": ((3, 4, 5), lambda: nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1, bias=False)),
+    "BatchNorm2d": ((3, 4, 5), lambda: nn.BatchNorm2d(3)),
+    "MaxPool2d": ((3, 7, 5), lambda: nn.MaxPool2d(2, ceil_mode=True)),
+    "ResidualStack": ((6, 5, 4), lambda: vqvae.ResidualStack(6, 4, 2)),
+    "LayerNorm": ((3, 20), lambda: nn.LayerNorm(20)),
+    "LeakyReLU": ((20,), lambda: nn.LeakyReLU(0.1)),
+    "ReLU": ((20,), nn.ReLU), "SiLU": ((20,), nn.SiLU), "GELU": ((20,), nn.GELU), "Sigmoid": ((20,), nn.Sigmoid),
+}
+
+
+@torch.no_grad()
+def test_layers_are_those_of_pytorch():
+    """Each through the exporter, the page and `rebuild`."""
+    torch.manual_seed(0)
+    with panel("noise") as (page, _):
+        for name, (shape, make) in LAYERS.items():
+            layer = make().eval()
+            for tensor in layer.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand_like(tensor) + 0.1 if tensor.dim() == 1 else torch.randn_like(tensor) / 4)
+            packed, x = export.network(shape, [layer]), torch.randn(3, *shape)
+            expected = export.rebuild(packed)(x)
+            expect(f"{name}, exported and read", expected, layer(x))
+            for one, other in zip(x, expected):
+                got = page.evaluate("([packed, x]) => [...Panels.ready(packed)(x)]",
+                                    [packed, one.flatten().tolist()])
+                expect(name, got, other, 1e-4)
+
+
+def test_numbers_survive_the_weights_files():
+    torch.manual_seed(0)
+    numbers = torch.cat([torch.randn(7000) / 10, torch.tensor([0.0, -0.0, 6e-8, -3e-6, 1.0, -100.0])]).reshape(2, -1)
+    with panel("noise") as (page, _):
+        for kind, tensor, tolerance in (("f16", numbers, 0.03), ("i12", numbers, 0.03), ("u8", numbers.sigmoid(), 0.002)):
+            packed = export.pack(tensor, kind)
+            expect(kind, export.unpack(packed), tensor, tolerance)
+            got = page.evaluate("packed => [...Panels.ready(packed)]", packed)
+            expect(f"{kind} on the page", got, export.unpack(packed), 1e-6)
+
+
+def todays_models():
+    """{file: {name: (shape, what `network` takes)}}, of untrained models of the scripts' classes."""
+    def variational(model):
+        return {"encoder": model.encoder, "mu_layer": [model.mu_layer], "logvar_layer": [model.logvar_layer],
+                "decoder": model.decoder}
+    auto, denoising = ae.Autoencoder(), denoise_ae.DenoiseAE()
+    structured = cvae_structured.myVAE(conditional_vec_dim=196)
+    return {"ae": {"encoder": auto.encoder, "decoder": auto.decoder},
+            "denoise_ae": {"denoise": [*denoising.encoder, *denoising.decoder]},
+            "vae": variational(vae.myVAE()), "vae_plane": variational(vae.myVAE(latent_dim=2)),
+            "cvae": variational(cvae.myVAE(latent_dim=10, conditional_vec_dim=10)),
+            "cvae_structured": {"decoder": structured.decoder, "baseline": cvae_structured.BaselineNN().net},
+            "vqvae_encoder": {"encode": vqvae.VQVAE().encoder}, "vqvae_decoder": {"decode": vqvae.VQVAE().decoder}}
+
+
+def test_the_weights_are_of_todays_models():
+    def bare(value):  # without the numbers
+        if isinstance(value, dict):
+            return {key: bare(inner) for key, inner in value.items() if key != "data"}
+        return [bare(inner) for inner in value] if isinstance(value, list) else value
+
+    for name, parts in todays_models().items():
+        for part, layers in parts.items():
+            today = json.loads(json.dumps(bare(export.layers(layers))))
+            assert today == bare(export.read(name)[part]["layers"]), \
+                f"{name}, {part} has changed: python report/page/export.py {name}"
+
+
+@torch.no_grad()
+def test_the_networks_compute_what_pytorch_computes():
+    """On images and codes that are not stored; the trained models themselves, where they are there, differ by what the
+    12 bits of a weight cost."""
+    torch.manual_seed(1)
+    x, y = mnist()
+    x, c = x[5000:5003], cvae.one_hot(y[5000:5003])
+    visible = cvae_structured.visible_pixels(1)
+    h = torch.rand(3, 512) - 0.2
+    inputs = {"ae": {"encoder": x, "decoder": 5 * torch.randn(3, 2)},
+              "denoise_ae": {"denoise": denoise_ae.add_noise(x).reshape(3, 1, 28, 28)},
+              "vae": {"encoder": x, "mu_layer": h, "logvar_layer": h, "decoder": torch.randn(3, 16)},
+              "vae_plane": {"encoder": x, "mu_layer": h, "logvar_layer": h, "decoder": torch.randn(3, 2)},
+              "cvae": {"encoder": torch.cat([x, c], 1), "mu_layer": h, "logvar_layer": h,
+                       "decoder": torch.cat([torch.randn(3, 10), c], 1)},
+              "cvae_structured": {"decoder": torch.cat([torch.randn(3, 16), x[:, visible]], 1), "baseline": x[:, visible]},
+              }
+    trained = {"ae": ("ae", "main", ae.Autoencoder), "vae": ("vae", "main", vae.myVAE),
+               "vae_plane": ("vae", "plane", vae.myVAE), "cvae": ("cvae", "main", cvae.myVAE)}
+    with panel("noise") as (page, _):
+        for name, parts in inputs.items():
+            assert parts.keys() == networks(name).keys(), name
+            for part, numbers in parts.items():
+                expected = networks(name)[part](numbers)
+                for one, other in zip(numbers, expected):
+                    got = page.evaluate("([name, part, x]) => Panels.load(name).then(all => [...all[part](x)])",
+                                        [name, part, one.flatten().tolist()])
+                    expect(f"{name}, {part}", got, other, 1e-3)
+                if name in trained:
+                    with contextlib.suppress(export.MissingRun):
+                        script, run, model_class = trained[name]
+                        model = getattr(export.load(script, run, 0, model_class), part)
+                        expect(f"{name}, {part}, as it was trained", expected, model(numbers))
+
+
+# %% The panels of sections 1 to 5
+
+def test_sketch_pad():
+    """Pen, eraser, clear; no line along the border; a drawing of one's own begins with an empty pad."""
+    for how, width, options in ways():
+        with panel("noise", width, **options) as (page, section):
+            digit = image(pad(section))
+            assert digit.sum() > 50
+            stroke(pad(section), SEVEN, how)
+            drawn = image(pad(section))
+            assert 30 < drawn.sum() < 120 and (drawn * digit).sum() < 0.6 * digit.sum(), how
+            checked = section.get_by_role("group", name="a digit of the test set").locator(":checked")
+            assert checked.count() == 0, "a digit is still chosen"
+            choose(section, "eraser")
+            stroke(pad(section), SEVEN[:2], how)
+            erased = image(pad(section))
+            assert erased.sum() < drawn.sum() - 10 and (erased <= drawn + 0.01).all(), how
+            section.get_by_role("button", name="clear").click()
+            assert image(pad(section)).sum() == 0
+    with panel("noise") as (page, section):
+        stroke(pad(section), [(0.5, 0.5), (1.3, 0.5), (1.3, 0.9), (0.5, 0.9)], "mouse")
+        drawn = image(pad(section)).reshape(28, 28)
+        assert drawn[13, 27] > 0.9 and drawn[25, 27] > 0.9, "a stroke that leaves the pad"
+        assert drawn[17:22, 25:].sum() == 0, "a line along the border"
+        choose(section, "3, the first")
+        choose(section, "eraser")
+        before = image(pad(section))
+        stroke(pad(section), [(0.2, 0.5), (0.8, 0.5)], "mouse")
+        after = image(pad(section))
+        assert 0.3 * before.sum() < after.sum() < before.sum(), "the eraser works on a chosen digit"
+
+
+def test_keys_with_alt_are_the_browsers():
+    for name, index in (("noise", 0), ("planes", 1), ("ask", 1)):
+        with panel(name) as (page, section):
+            prevented = section.locator("canvas.drag").nth(index).evaluate("""canvas => ["", "altKey", "ctrlKey", "metaKey"].map(
+                modifier => !canvas.dispatchEvent(new KeyboardEvent("keydown",
+                    {key: "ArrowLeft", cancelable: true, bubbles: true, [modifier]: true})))""")
+            assert prevented == [True, False, False, False], name
+
+
+def test_panels_start_alike():
+    for name in ("planes", "noise", "sample", "ask", "complete"):
+        shown = []
+        for _ in range(2):
+            with panel(name) as (page, section):
+                page.wait_for_timeout(300)
+                shown.append(section.locator("canvas").evaluate_all("all => all.map(canvas => canvas.toDataURL())"))
+        assert shown[0] == shown[1], f"{name} starts anew"
+
+
+@torch.no_grad()
+def test_noise():
+    filtered = export.read("denoise_ae")["filter"]
+
+    def compare(section, what):
+        x = image(canvas(section, "the input"))
+        expect(f"{what}: denoised", image(canvas(section, "the network")),
+               networks("denoise_ae")["denoise"](x.reshape(1, 1, 28, 28)))
+        blur = torchvision.transforms.functional.gaussian_blur(x.reshape(1, 1, 28, 28), 11, filtered["sigma"])
+        expect(f"{what}: filtered", image(canvas(section, "Gaussian filter")),
+               (filtered["a"] * blur + filtered["b"]).clamp(0, 1))
+        error = float(((image(canvas(section, "the network")) - image(pad(section))) ** 2).mean())
+        expect(f"{what}: MSE", float(caption(section, "the network").split()[-1]), error, 1e-3)
+        return x
+
+    for how, width, options in ways():
+        with panel("noise", width, **options) as (page, section):
+            compare(section, "at the start")
+            choose(section, "2, the first", "ArrowRight" if how == "keyboard" else None)
+            compare(section, "chosen")
+            stroke(pad(section), SEVEN, how)
+            clean, half = image(pad(section)), compare(section, how)
+            move(section, "amount", 0.25)
+            quarter = compare(section, "less noise")
+            unclipped = (half > 0.01) & (half < 0.99)
+            expect("the noise stays", 2 * (quarter - clean)[unclipped], (half - clean)[unclipped])
+            move(section, "amount", 0.5)
+            expect("and comes back", compare(section, "as before"), half, 0)
+            section.get_by_role("button", name="again").click()
+            assert ((compare(section, "again") - half).abs() > 0.1).float().mean() > 0.2
+            for kind, changed in (("salt and pepper", 0.05), ("a grey block", 0.05), ("blur", 0.01)):
+                choose(section, kind)
+                assert ((compare(section, kind) - clean).abs() > 0.05).float().mean() > changed, kind
+                move(section, "amount", 0)
+                expect(f"no {kind}", compare(section, f"no {kind}"), clean, 0.005)
+                move(section, "amount", 0.5)
+
+
+@torch.no_grad()
+def test_planes():
+    stored = export.read("planes")
+    x_test, y_test = mnist()
+
+    def decoded(section, i, what):
+        """Compares what a plane shows with the decoder, at the z of its caption, or at `z`."""
+        decoder = networks(("ae", "vae_plane")[i])["decoder"]
+        return lambda z, tolerance=NEAR: expect(f"{what}: decoded by {i}", image(canvas(section, "decoded", i)),
+                                                decoder(torch.as_tensor(z).reshape(1, 2)), tolerance)
+
+    def compare(section, what):
+        x = image(pad(section))
+        z, (mu, sigma) = networks("ae")["encoder"](x), encoded("vae_plane", x)
+        decoded(section, 0, what)(z)
+        decoded(section, 1, what)(mu)
+        words = section.locator(".status").first.inner_text()
+        numbers = [float(word.strip("().,").replace("−", "-")) for word in words.split() if word.strip("().,")[-1:].isdigit()]
+        expect(f"{what}: z, mu, sigma", numbers, torch.cat([z, mu, sigma], 1), 0.06)
+
+    for how, width, options in ways():
+        with panel("planes", width, **options) as (page, section):
+            compare(section, "at the start")
+            choose(section, "2, the first", "ArrowDown" if how == "keyboard" else None)
+            compare(section, "chosen")
+            stroke(pad(section), HOOK, how)
+            compare(section, f"drawn by {how}")
+            for i, (name, kind) in enumerate((("the plane of the autoencoder", "ae"), ("the plane of the var", "vae"))):
+                left, right, bottom, top = stored[kind]["extent"]
+                codes = export.unpack(stored[kind]["codes"])
+                plane = canvas(section, name)
+                if how == "keyboard":
+                    z = networks("ae")["encoder"](image(pad(section))) if i == 0 else encoded("vae_plane", image(pad(section)))[0]
+                    plane.focus()
+                    page.keyboard.press("ArrowRight")
+                    page.keyboard.press("ArrowUp")
+                    z = z + 0.02 * torch.tensor([right - left, top - bottom])
+                else:
+                    stroke(plane, [(0.5, 0.5), (0.4, 0.7)], how)
+                    z = torch.tensor([[left + 0.4 * (right - left), top - 0.7 * (top - bottom)]])
+                decoded(section, i, f"moved by {how}")(z, 0.05)  # a pixel of the pointer moves z a little
+                nearest = int((((codes - z) / torch.tensor([right - left, top - bottom])) ** 2).sum(1).argmin())
+                near = image(canvas(section, "the nearest dot", i))
+                if how == "keyboard":  # a pointer is up to half a pixel off, which may be another dot
+                    expect("the nearest dot", near, x_test[nearest], 0.01)
+                difference, shown = (near - x_test[:2000]).abs().mean(1).min(0)
+                assert difference < 0.003, "the nearest dot shows no test image"
+                assert caption(section, "the nearest dot", i).endswith(str(int(y_test[shown])))
+                section.get_by_role("button", name="send this dot").nth(i).click()
+                expect("sent through", image(pad(section)), x_test[shown], 0.01)
+                compare(section, "sent through")
+
+
+@torch.no_grad()
+def test_planes_zoom_and_pointer():
+    stored = export.read("planes")["ae"]
+    x_test, _ = mnist()
+    left, right, bottom, top = stored["extent"]
+    codes = export.unpack(stored["codes"])
+    with panel("planes") as (page, section):
+        plane, decoder = canvas(section, "the plane of the autoencoder"), networks("ae")["decoder"]
+        z = networks("ae")["encoder"](image(pad(section)))
+        before = image(canvas(section, "decoded"))
+        move(section, "zoom", 3)  # eight times as large, and the point in the middle
+        expect("zooming moves no point", image(canvas(section, "decoded")), before, 0)
+        place = z + torch.tensor([0.25 * (right - left), 0.25 * (top - bottom)]) / 8
+        plane.scroll_into_view_if_needed()
+        box = plane.bounding_box()
+        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+        distances = (((codes - place) / torch.tensor([right - left, top - bottom])) ** 2).sum(1)
+        near = image(canvas(section, "the nearest dot"))
+        found = int((near - x_test[:2000]).abs().mean(1).argmin())
+        expect("the dot under the pointer", near, x_test[found], 0.01)
+        assert distances[found].sqrt() < distances.min().sqrt() + 0.002
+        expect("a pointer without a button moves no point", image(canvas(section, "decoded")), before, 0)
+        page.mouse.down()
+        page.mouse.up()
+        expect("a click does", image(canvas(section, "decoded")), decoder(place), 0.05)
+
+
+@torch.no_grad()
+def test_sample():
+    kl = export.unpack(export.read("vae")["kl"])
+    used = [j for j in kl.argsort(descending=True).tolist() if kl[j] > 0.05]
+    decoder = networks("vae")["decoder"]
+
+    def shown(section):
+        draws = torch.cat([image(canvas(section, f"draw {k + 1}")) for k in range(12)])
+        return image(canvas(section, "decoded from the middle")), draws
+
+    def compare(section, what, seed=1, factor=1, change=None):
+        mu, sigma = encoded("vae", image(pad(section)))
+        center = mu.clone()
+        for j, value in (change or {}).items():
+            center[0, j] = value
+        epsilon = torch.tensor(section.page.evaluate(f"[...Panels.normals(12 * 16, {seed})]")).reshape(12, 16)
+        middle, draws = shown(section)
+        expect(f"{what}: the middle", middle, decoder(center))
+        expect(f"{what}: draws", draws, decoder(center + factor ** 0.5 * sigma * epsilon))
+        return mu, sigma
+
+    for how, width, options in ways():
+        with panel("sample", width, **options) as (page, section):
+            assert section.locator(".dimension").count() == len(used) == 11
+            compare(section, "at the start")
+            choose(section, "7, the first", "ArrowRight" if how == "keyboard" else None)
+            compare(section, "chosen")
+            stroke(pad(section), HOOK, how)
+            mu, sigma = compare(section, how)
+            move(section, "variance", 20)
+            compare(section, "twenty times the variance", factor=20)
+            section.get_by_role("button", name="again").click()
+            compare(section, "again", seed=2, factor=20)
+            move(section, f"z{used[2] + 1},", 1.5)
+            compare(section, "changed by hand", seed=2, factor=20, change={used[2]: 1.5})
+            band = section.locator(".band").nth(2)
+            box, track = band.bounding_box(), band.locator("xpath=..").bounding_box()
+            expect("where the cloud is", (box["x"] - track["x"] + box["width"] / 2) / track["width"], 1 / 14 + 4.5 / 7, 0.01)
+            expect("how wide it is", box["width"] / track["width"], 2 * 20 ** 0.5 * float(sigma[0, used[2]]) / 7, 0.01)
+            section.get_by_role("button", name="reset").click()
+            compare(section, "reset", seed=2)
+            page.wait_for_timeout(300)
+            for row, j in enumerate(used):  # what each number does
+                z = mu.repeat(7, 1)
+                z[:, j] = torch.arange(-3.0, 4)
+                strip = pixels(section.locator(".dimension canvas").nth(row)).reshape(28, 7, 28).transpose(0, 1)
+                expect(f"z{j + 1} from -3 to 3", strip, decoder(z))
+
+
+@torch.no_grad()
+def test_ask():
+    kl = export.unpack(export.read("cvae")["kl"])
+    first, second = kl.argsort(descending=True)[:2].tolist()
+    decoder, labels = networks("cvae")["decoder"], torch.eye(10)
+
+    def compare(section, what, z):
+        shown = torch.cat([image(canvas(section, f"this handwriting as a {y}")) for y in range(10)])
+        expect(what, shown, decoder(torch.cat([z.reshape(1, 10).expand(10, -1), labels], 1)))
+
+    def code(section, y):
+        return encoded("cvae", torch.cat([image(pad(section)), labels[y:y + 1]], 1))[0]
+
+    def cheapest(x):
+        """The label under which x has the lowest loss at z = mu."""
+        given = x.expand(10, -1)
+        mu, sigma = encoded("cvae", torch.cat([given, labels], 1))
+        p = decoder(torch.cat([mu, labels], 1))
+        bce = nn.functional.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), given, reduction="none").sum(1)
+        return int((bce + (0.5 * (mu ** 2 + sigma ** 2 - 1) - sigma.log()).sum(1)).argmin())
+
+    for how, width, options in ways():
+        with panel("ask", width, **options) as (page, section):
+            compare(section, "at the start", code(section, 2))
+            choose(section, "2, the first", "ArrowRight" if how == "keyboard" else None)
+            compare(section, "chosen", code(section, 2))
+            for shape in (SEVEN, HOOK):
+                section.get_by_role("button", name="clear").click()
+                stroke(pad(section), shape, how)
+                y = cheapest(image(pad(section)))
+                assert section.get_by_role("radio", name=str(y), exact=True).is_checked(), (how, y)
+                compare(section, f"drawn by {how}", code(section, y))
+            choose(section, "8")
+            z = code(section, 8)
+            compare(section, "encoded as an 8", z)
+            board = canvas(section, "the two most informative")
+            if how == "keyboard":
+                board.focus()
+                page.keyboard.press("ArrowLeft")
+                page.keyboard.press("ArrowUp")
+                z[0, first] -= 0.1
+                z[0, second] += 0.1
+                compare(section, "moved by a key", z)
+            else:
+                stroke(board, [(0.5, 0.5), (0.75, 0.25)], how)
+                words = section.locator(".status").inner_text().replace("−", "-").replace(",", "").split()
+                z[0, first], z[0, second] = float(words[-4]), float(words[-1])
+                expect(f"moved by {how}", z[0, [first, second]], [1.5, 1.5], 0.05)
+                compare(section, f"moved by {how}", z)
+            section.get_by_role("button", name="another").click()
+            compare(section, "another handwriting", torch.tensor(page.evaluate("[...Panels.normals(10, 1)]")))
+            assert section.get_by_role("group", name="it is encoded as").locator(":checked").count() == 0
+
+
+@torch.no_grad()
+def test_complete():
+    visible, parts = cvae_structured.visible_pixels(1), networks("cvae_structured")
+    size = export.read("cvae_structured")["latent_dim"]
+
+    def compare(section, what, k=10, seed=1):
+        x = image(pad(section))
+        c = x[:, visible]
+        z = torch.tensor(section.page.evaluate(f"[...Panels.normals(40 * {size}, {seed})]")).reshape(40, size)[:k]
+        page.wait_for_timeout(200)
+        expect(f"{what}: given", image(canvas(section, "what is given")), torch.where(visible, x, 0.4), 0.005)
+        one = torch.where(visible, x, parts["baseline"](c).flatten(1))
+        expect(f"{what}: BaselineNN", image(canvas(section, "BaselineNN")), one)
+        answers = torch.where(visible, x, parts["decoder"](torch.cat([z, c.expand(k, -1)], 1)).flatten(1))
+        shown = torch.cat([image(canvas(section, f"answer {i + 1}")) for i in range(k)])
+        expect(f"{what}: answers", shown, answers)
+        assert section.locator(".grid figure:visible").count() == k, what
+        errors, best = ((answers - x)[:, ~visible] ** 2).mean(1).min(0)
+        if x[:, ~visible].sum() == 0:
+            assert section.locator(".grid .chosen").count() == 0, "there is nothing to compare with"
+            return
+        expect(f"{what}: the best", image(canvas(section, "CVAE")), answers[best])
+        expect(f"{what}: its error", float(caption(section, "CVAE").split()[-1]), errors, 1e-3)
+        expect(f"{what}: the baseline's", float(caption(section, "BaselineNN").split()[-1]),
+               ((one - x)[:, ~visible] ** 2).mean(), 1e-3)
+        assert section.locator(".grid .chosen canvas").get_attribute("aria-label").startswith(f"answer {int(best) + 1},")
+
+    for how, width, options in ways():
+        with panel("complete", width, **options) as (page, section):
+            compare(section, "at the start")
+            choose(section, "3, the first", "ArrowRight" if how == "keyboard" else None)
+            compare(section, "chosen")
+            stroke(pad(section), HOOK, how)
+            compare(section, f"drawn by {how}")
+            move(section, "answers", 40)
+            compare(section, "forty answers", 40)
+            move(section, "answers", 3)
+            compare(section, "three answers", 3)
+            section.get_by_role("button", name="again").click()
+            compare(section, "again", 3, seed=2)
+            section.get_by_role("button", name="clear").click()
+            compare(section, "nothing", 3, seed=2)
+            assert "empty" in section.locator(".status").inner_text()
+            stroke(pad(section), [(0.1, 0.6), (0.3, 0.9)], how if how != "keyboard" else "mouse")
+            compare(section, "a quarter alone", 3, seed=2)
+
+
+def test_panels_have_names_and_enough_contrast():
+    """axe-core, in light and in dark, wide and narrow."""
+    for name in ("planes", "noise", "sample", "ask", "complete"):
+        for width, dark in ((DESK, False), (PHONE, True)):
+            with panel(name, width, dark=dark) as (page, _):
+                found = Axe().run(page, options={"preload": False})
+                assert found.violations_count == 0, found.generate_report()
+
+
 if __name__ == "__main__":
     passed = failed = skipped = 0
     tests = {name: test for name, test in globals().items()
@@ -388,7 +989,7 @@ if __name__ == "__main__":
             skipped += 1
             verdict = "SKIPPED"
             name = f"{name}: {reason}"
-        except Exception:
+        except (Exception, SystemExit):  # data that is missing ends in a SystemExit
             failed += 1
             verdict = "FAILED "
             traceback.print_exc()

@@ -27,7 +27,7 @@ import denoise_ae
 import reproduce
 import vae
 import vqvae
-from comparisons import load
+from comparisons import MissingRun, load
 
 WEIGHTS = HERE / "weights"
 LARGE = 10000  # layers with more weights than that are stored in 12 bits

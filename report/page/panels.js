@@ -282,7 +282,7 @@ function draw(canvas, x) {  // x: the grey values of a square image, or of a 32 
   if (canvas.width !== size) canvas.width = canvas.height = size;
   const context = canvas.getContext("2d"), image = context.createImageData(size, size);
   for (let i = 0; i < n; i++) {
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = 255 * x[colored ? c * n + i : i] + 0.5;  // clamped by the array
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = 255 * x[colored ? c * n + i : i];  // the array rounds and clamps
     image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
@@ -522,7 +522,7 @@ else start();
 Object.assign(Panels, {
   define: (name, definition) => { definitions[name] = definition; },
   weights: (name, content) => { packed[name] = content; },
-  load, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
+  load, ready, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
   button, choice, digits, status, drag, sketch, vocabulary,
   DIGIT_COLORS: ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                  "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"],

@@ -106,7 +106,7 @@ Panels.define("planes", {
         }
         context.globalAlpha = 1;
         near.canvas.width = near.canvas.height = 28;
-        near.canvas.getContext("2d").drawImage(sheet, 28 * (dot % 50), 28 * Math.floor(dot / 50), 28, 28, 0, 0, 28, 28);
+        near.canvas.getContext("2d", {willReadFrequently: true}).drawImage(sheet, 28 * (dot % 50), 28 * Math.floor(dot / 50), 28, 28, 0, 0, 28, 28);
         near.say(`the nearest dot, a ${planes.labels[dot]}`);
       });
 
