@@ -12,7 +12,7 @@ The runs that choices.md quotes chose settings, and are not repeated.
 
 runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
 writes report/<script>/. What else a run writes stays in runs/report/<script>-<run>-<seed>/, for comparisons.py.
-When nothing is missing any more, report/explore/weights.js is written. Afterwards: python report/comparisons.py draws,
+When nothing is missing any more, the weights of report/page are written. Afterwards: python report/comparisons.py draws,
 python report/pages.py writes the numbers into the pages.
 """
 
@@ -321,4 +321,4 @@ if __name__ == "__main__":
         for one in todo:
             run_once(*one)
         if not args.only:
-            subprocess.run([sys.executable, str(REPORT / "explore" / "export.py")], check=True)
+            subprocess.run([sys.executable, str(REPORT / "page" / "export.py")], check=True)
