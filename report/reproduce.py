@@ -162,6 +162,8 @@ RUNS = [
     # Why does z grow without the commitment loss?
     ("vqvae", "lambda-0-decay-0.9", f"{NOT_MAIN} --commitment-cost 0 --decay 0.9", 3),
     ("vqvae", "lambda-0-decay-0.999", f"{NOT_MAIN} --commitment-cost 0 --decay 0.999", 3),
+    # Codes that (nearly) never move, from the first batch: if z grows because its code follows it, it stops here.
+    ("vqvae", "lambda-0-frozen", f"{NOT_MAIN} --commitment-cost 0 --decay 0.9999999", 3),
     ("vqvae", "lambda-0-half-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 3),
     ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3 --constant-lr", 1),
     # Is each z pushed away from its own code? These could refute it: if z grew all the same without the part of the
