@@ -809,7 +809,7 @@ NUMBERS = {
     "vae/score_variance_ratio": (("main",), score_variance_ratio, "0"),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
-    "cvae_structured/more_samples": (("main",), more_samples, "012"),
+    "cvae_structured/more_samples": (("main",), more_samples, "0"),
     "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
