@@ -59,8 +59,7 @@ class VectorQuantizer(nn.Module):
     ema=True: the codes follow z by an exponential moving average (appendix A.1). ema=False: the codes are parameters,
         and learn by the codebook term of the loss.
     revive_until: up to this update, a code that is seldom the nearest becomes a random z of the present batch. That is
-        also how the codebook starts: from data, as counts start at 0. With 0, as is usual, codes start from N(0, I);
-        the first update divides the random m_i of an unused code by a count near 0, and throws the code far away.
+        also how the codebook starts: from data, as counts start at 0. With 0, as is usual, codes start from N(0, I).
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=64, decay=0.99, ema=True, revive_until=0):
@@ -68,8 +67,7 @@ class VectorQuantizer(nn.Module):
         self.decay, self.ema, self.revive_until = decay, ema, revive_until
         self.codebook = nn.Parameter(torch.randn(num_embeddings, embedding_dim), requires_grad=not ema)  # (K, D)
         self.register_buffer("ema_count", torch.zeros(num_embeddings))  # N_i of the paper: how often a code is used
-        # m_i of the paper: the sum of the z that use it. It starts from a draw of its own, as in the
-        # notebook that --reference follows.
+        # m_i of the paper: the sum of the z that use it. As in the notebook of --reference, it is drawn anew.
         self.register_buffer("ema_sum", torch.randn(num_embeddings, embedding_dim))
         self.register_buffer("n_updates", torch.tensor(0))  # a buffer, so that a checkpoint has it
 
@@ -99,8 +97,7 @@ class VectorQuantizer(nn.Module):
         self.revive(z)
 
     def revive(self, z):
-        """Each code that is used less than 0.4 times its fair share becomes one of z (M, D), all different if M >= K.
-        """
+        """Each code that is used less than 0.4 times its fair share becomes one of z (M, D), another each if M >= K."""
         self.n_updates += 1
         order = torch.randperm(len(z), device=z.device)  # drawn in any case: --no-revive sees the same batches
         if self.n_updates > self.revive_until:
@@ -132,8 +129,7 @@ class ResidualStack(nn.Module):
     """num_residual_layers times x + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels inside:
     (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)
 
-    relu_skip=True: relu(x) is added in place of x. So does the usual implementation, whose first ReLU works in place
-        and thereby changes the x that is added, too.
+    relu_skip=True adds relu(x) in place of x. So does the usual code: its first ReLU works in place, and changes x.
     """
 
     def __init__(self, num_hiddens, num_residual_hiddens, num_residual_layers, relu_skip=False):
@@ -154,9 +150,8 @@ class ResidualStack(nn.Module):
 class VQVAE(nn.Module):
     """Convolutional encoder, VectorQuantizer, convolutional decoder: images (N, 3, 32, 32) in [0, 1], codes (N, 8, 8).
 
-    num_hiddens: the channels of the 8 x 8 grids; those of 16 x 16 have half as many. num_residual_hiddens: the channels
-    inside the residual blocks. num_residual_layers: how many blocks, in the encoder and in the decoder. data_variance:
-    that of the training images, by which the loss divides. The rest: see VectorQuantizer and ResidualStack.
+    num_hiddens: the channels of the 8 x 8 grids; those of 16 x 16 have half as many. data_variance: that of the
+    training images, by which the loss divides. The rest: see VectorQuantizer and ResidualStack.
     """
 
     def __init__(self, num_hiddens=128, num_residual_hiddens=32, num_residual_layers=2, num_embeddings=512,
@@ -212,8 +207,7 @@ class VQVAE(nn.Module):
 
 class Prior(nn.Module):
     """A causal transformer over the 8 x 8 codes, read row by row: index (N, 64) -> logits (N, 64, K) of
-    p(code t | the codes before t). Its input is shifted by one: place t sees a start symbol and the codes before t,
-    never code t itself.
+    p(code t | the codes before t). Its input is shifted by one: place t sees a start symbol and the codes before t.
 
     codebook (K, D): what stands for a code at first is a random projection of its vector, so that codes which are near
     each other start out alike. None starts from random numbers.
@@ -260,18 +254,16 @@ class Prior(nn.Module):
 
 def train(model, x_train, x_test, args):
     """Minimises the loss with Adam; returns the history: lists of `update`, `train_...` (the terms of the loss, means
-    since the entry before) and `test_...` (what `evaluate` returns for the first 1,000 of x_test), one entry every
-    LOG_EVERY updates.
+    since the entry before) and `test_...` (what `evaluate` returns for the first 1,000 of x_test).
 
-    Each entry is also a checkpoint. With args.resume the training goes on from there: on a CPU through the same numbers
-    as one that was not interrupted.
+    Each entry is also a checkpoint. With args.resume the training goes on from there, on a CPU with the same numbers.
     """
-    # The second beta, 0.99, averages squared gradients over 100 updates. fused: one pass over the weights.
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], args.lr, fused=True,
-                                 betas=(0.9, 0.999) if args.constant_lr else (0.95, 0.99))
-    if args.constant_lr:
+    if args.reference:
+        optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)  # does nothing
     else:
+        # The second beta, 0.99, averages squared gradients over 100 updates. fused: one pass over the weights.
+        optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.95, 0.99), fused=True)
         # One cycle: the learning rate climbs to its peak in the first 30 % of the updates and then falls to nearly 0.
         # The schedule also moves Adam's first beta, against the rate: from 0.95 to 0.85 and back.
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.n_updates)
@@ -357,8 +349,8 @@ def save_checkpoint(path, model, optimizer, entries, args):
 
 
 def load_checkpoint(path, model, optimizer, scheduler, args):
-    """With args.resume, goes on from a checkpoint: puts its state into model, optimizer and scheduler, and returns the
-    history's entries so far. Otherwise, or if there is no checkpoint, there are none: []."""
+    """With args.resume puts a checkpoint's state into model, optimizer and scheduler; returns the history's entries so
+    far: [] without a checkpoint."""
     if not (args.resume and path.exists()):
         return []
     saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -464,8 +456,7 @@ def make_figures(model, history, prior, codes_train, x_test):
     x = x_test[:20]
     x_hat, _, _, index = model(x)
     colors = torch.rand(len(model.quantizer.codebook), 3)  # a colour for each code: equal codes, equal colours
-    codes = colors[index.cpu()].permute(0, 3, 1, 2).to(x.device)  # (20, 3, 8, 8)
-    codes = codes.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    codes = F.interpolate(colors[index.cpu()].permute(0, 3, 1, 2), scale_factor=4).to(x.device)  # (20, 3, 32, 32)
     figures["reconstructions"] = common.plot_images(
         torch.stack([x[:10], codes[:10], x_hat[:10], x[10:], codes[10:], x_hat[10:]]),
         2 * ["image", "its 64\ncodes", "decoded"])
@@ -489,8 +480,7 @@ def make_figures(model, history, prior, codes_train, x_test):
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-# On held-out images 10,000 updates of 32 reached 0.0546 of the variance; 8,000 of 64 needed 1.5 to 1.8 times the time
-# for 0.0539.
+# Chosen on held-out images: 8,000 updates of 64 took 1.5 to 1.8 times as long, for 0.0539 in place of 0.0546.
 parser.add_argument("--n-updates", type=int, default=10000, help="number of updates")
 parser.add_argument("--batch-size", type=int, default=32, help="images per update, N")
 # The usual rate is a constant 1e-3. The one-cycle schedule climbs to twice that; a peak of 1e-3 did slightly worse.
@@ -505,44 +495,38 @@ parser.add_argument("--commitment-cost", type=float, default=0.25, help="lambda"
 parser.add_argument("--codebook-loss", action="store_true", help="learn the codes by their loss, not by the average")
 parser.add_argument("--decay", type=float, default=0.99, help="of the codes' moving average")
 parser.add_argument("--no-revive", action="store_true", help="codes start from N(0, I), and none is revived")
-parser.add_argument("--constant-lr", action="store_true", help="no one-cycle schedule, and Adam's usual betas")
-parser.add_argument("--relu-skip", action="store_true", help="relu(x) instead of x on the residual blocks' skip path")
 parser.add_argument("--stop-at", type=int, help="end the training after this update, before the schedule does")
 parser.add_argument("--no-prior", action="store_true", help="train only the model")
 parser.add_argument("--reference", action="store_true", help="the settings of the usual notebook")
-parser.add_argument("--resume", action="store_true", help="continue an interrupted run with its flags; others win")
+parser.add_argument("--resume", action="store_true", help="continue an interrupted run, with its flags")
 parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10; None is data/ beside the script")
 parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results go to OUT_DIR/vqvae/")
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
 parser.add_argument("--smoke", action="store_true", help="every step in seconds, on a few hundred images")
-parser.add_argument("--validation", action="store_true",
-                    help="measure on 5,000 held-out training images, for choosing settings")
-# What --reference changes: the settings of github.com/zalandoresearch/pytorch-vq-vae. Flags beside it still win.
-NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True, "constant_lr": True,
-            "relu_skip": True}
-# What --resume cannot change: with these it would be another model, another schedule, or other images.
-FIXED = ("n_updates", "hidden_dim", "latent_dim", "num_residual_hiddens", "num_residual_layers", "codebook_size",
-         "codebook_loss", "relu_skip", "reference", "seed", "validation", "dataset")
+parser.add_argument("--validation", action="store_true", help="measure on 5,000 held-out training images")
+# The defaults with --reference, which also sets ResidualStack's relu_skip, and Adam's betas and a constant rate.
+NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True}
+# The flags that may change with --resume. With another value of any other it would be another run.
+CHANGEABLE = {"lr", "stop_at", "no_prior", "device", "data_dir", "out_dir", "show", "resume"}
 
 
 def main(argv=None):
     """Trains, evaluates, draws and writes; returns the model, the prior (None with --no-prior) and the metrics."""
     argv = common.flags(argv)
     args = parser.parse_args(argv)
-    if args.reference:  # what is in the namespace beforehand counts as the defaults
-        args = parser.parse_args(argv, argparse.Namespace(**NOTEBOOK))
     out_dir = args.out_dir / ("smoke/vqvae" if args.smoke else "vqvae")  # a smoke run never touches a real one
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     checkpoint = out_dir / "checkpoint-model.pt"
     if checkpoint.exists() and not args.resume:
         parser.error(f"{checkpoint} is an unfinished run: --resume continues it; delete it to start anew")
+    if args.resume and not checkpoint.exists():
+        parser.error(f"there is no {checkpoint} to resume")
+    defaults = NOTEBOOK if args.reference else {}
     if args.resume:
-        if not checkpoint.exists():
-            parser.error(f"there is no {checkpoint} to resume")
-        before = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["flags"])
-        args = parser.parse_args(argv, argparse.Namespace(**{**before, "resume": True}))
+        defaults = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["flags"])
+    args = parser.parse_args(argv, argparse.Namespace(**defaults))  # a flag that is given wins over these
     args.out_dir = out_dir
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
                                        args.num_residual_hiddens, args.num_residual_layers,
@@ -553,9 +537,9 @@ def main(argv=None):
     x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation,
                                                         download=not args.smoke)
     if args.resume:
-        for name in FIXED:
-            if getattr(args, name) != before[name]:
-                parser.error(f"{checkpoint} has {name} = {before[name]}, which --resume cannot change")
+        for name in sorted(defaults.keys() - CHANGEABLE):
+            if getattr(args, name) != defaults[name]:
+                parser.error(f"{checkpoint} has {name} = {defaults[name]}, which --resume cannot change")
     if args.smoke:
         x_train, x_test = x_train[:512], x_test[:256]
         args.n_updates = min(args.n_updates, 3)
@@ -565,7 +549,7 @@ def main(argv=None):
               "embedding_dim": args.latent_dim, "commitment_cost": args.commitment_cost,
               "data_variance": float(x_train.var()), "decay": args.decay, "ema": not args.codebook_loss,
               # Not in the schedule's last tenth: a code that was just revived is a single z, and no mean of many.
-              "revive_until": 0 if args.no_revive else args.n_updates * 9 // 10, "relu_skip": args.relu_skip}
+              "revive_until": 0 if args.no_revive else args.n_updates * 9 // 10, "relu_skip": args.reference}
     layers = VQVAE(**config)  # torchsummary fails on layers that return several tensors, such as the quantizer
     torchsummary.summary(layers.encoder, (3, 32, 32), device="cpu")
     torchsummary.summary(layers.decoder, (args.latent_dim, 8, 8), device="cpu")

@@ -120,6 +120,9 @@ OFF = [("self.commitment_cost * commitment", "(self.quantizer.n_updates <= 1000)
 FROZEN = [("        if self.ema:\n", "        if self.ema and self.n_updates < 1000:\n"),
           ("if self.n_updates > self.revive_until:", "if self.n_updates > min(self.revive_until, 1000):")]
 NOT_SHIFTED = [("self.token(torch.cat([start, index[:, :-1]], dim=1))", "self.token(index)")]
+# Parts of what --reference does, alone.
+CONSTANT_RATE = [("    if args.reference:\n        optimizer", "    if True:\n        optimizer")]
+RELU_SKIP = [('"relu_skip": args.reference', '"relu_skip": True')]
 NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
 
 # script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
@@ -160,12 +163,12 @@ RUNS = [
     ("vqvae", "notebook-cpu", "--reference --no-prior --device cpu", 1),
     # What makes it cheap? Its recipe in ours' small batches, then with a codebook from data; the rest is the schedule.
     ("vqvae", "small-notebook", "--reference --no-prior --n-updates 10000 --batch-size 32", 3),
-    ("vqvae", "small-notebook-revive", "--no-prior --lr 1e-3 --constant-lr --relu-skip", 3),
+    ("vqvae", "small-notebook-revive", "--no-prior --lr 1e-3", 3, CONSTANT_RATE + RELU_SKIP),
     # Why does z grow without the commitment loss?
     ("vqvae", "lambda-0-decay-0.9", f"{NOT_MAIN} --commitment-cost 0 --decay 0.9", 3),
     ("vqvae", "lambda-0-decay-0.999", f"{NOT_MAIN} --commitment-cost 0 --decay 0.999", 3),
     ("vqvae", "lambda-0-half-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 3),
-    ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3 --constant-lr", 1),
+    ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 1, CONSTANT_RATE),
     # Is each z pushed away from its own code? These could refute it: if z grew all the same without the part of the
     # push that leads outward; if it stopped growing, too, where as much is taken along a random direction (then it is
     # the strength of the push); if taking the part along z gave the same errors (then it is the length alone); and if z
@@ -187,8 +190,8 @@ RUNS = [
     # from data, with LeakyReLUs, without the outward part of the push?
     ("vqvae", "plateau", NOTEBOOK_WITHOUT, 1),
     ("vqvae", "plateau-lambda-0.25", NOTEBOOK_WITHOUT.replace("cost 0", "cost 0.25"), 1),
-    ("vqvae", "plateau-from-data",
-     "--no-prior --commitment-cost 0 --lr 1e-3 --constant-lr --relu-skip --n-updates 3000", 1),
+    ("vqvae", "plateau-from-data", "--no-prior --commitment-cost 0 --lr 1e-3 --n-updates 3000", 1,
+     CONSTANT_RATE + RELU_SKIP),
     ("vqvae", "plateau-leaky", NOTEBOOK_WITHOUT, 1, LEAKY),
     ("vqvae", "plateau-without-outward", NOTEBOOK_WITHOUT, 1, without_push_along("direction = outward")),
     # Short runs with a whole schedule of their own.
