@@ -12,7 +12,7 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
-of it or those lines, <!--summary:vae.py--> before one with what the script prints of its layers, and
+of it or those lines, below a comment that says where it stands, <!--summary:vae.py--> before one with what the script prints of its layers, and
 [`decode`](vae.py#L9) links to its line. <!--panel:noise--> is for page/build.py.
 """
 
@@ -101,8 +101,13 @@ def code(found):
     above = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
     lines = text.splitlines()[above:node.end_lineno]
     if found["first"]:
+        above += int(found["first"]) - 1
         lines = lines[int(found["first"]) - 1:int(found["last"])]
-    return f"{found['marker']}\n```python\n" + textwrap.dedent("\n".join(lines)).strip("\n") + "\n```"
+    above += next(i for i, line in enumerate(lines) if line)  # a docstring may have an empty line below it
+    arguments = re.sub(r"^self(, )?", "", ast.unparse(node.args))
+    head = f"# {found['script']}:{above + 1}  {found['name']}({arguments})"
+    body = textwrap.dedent("\n".join(lines)).strip("\n")
+    return f"{found['marker']}\n```python\n{head}\n{body}\n```"
 
 
 def summary(found):

@@ -94,7 +94,8 @@ def quote(marker, content):
     while not source[0]:
         source, first = source[1:], first + 1
     indent = min(len(line) - len(line.lstrip()) for line in source if line)
-    assert [line[indent:] for line in source] == content.rstrip("\n").split("\n"), f"{marker[0]}: report/pages.py?"
+    _, *quoted = content.rstrip("\n").split("\n")  # above the lines pages.py says in a comment where they stand
+    assert [line[indent:] for line in source] == quoted, f"{marker[0]}: report/pages.py?"
     lines = [re.sub(rf"^((<[^>]*>)*) {{{indent}}}", r"\1", line) for line in highlighted(script)[first - 1:last]]
     arguments = re.sub(r"^self(, )?", "", ast.unparse(node.args))
     return (f'<figure class="quote" data-script="{script}" data-lines="{first}-{last}" '
