@@ -154,6 +154,40 @@ def test_diagrams_are_those_of_the_text():
         raise AssertionError(f"understood: {wrong}")
 
 
+def test_what_build_makes_of_markdown():
+    def made(text):
+        return build.convert(text, ROOT, ["vae.py"])[0].strip()
+
+    kl, = [node.lineno for node in [build.find("vae.py", "myVAE.kl_divergence")]]
+    for text, html in {
+            "3.1 ± 0.2<!--vae:loss--> \"nats\"": "<p>3.1 ± 0.2 “nats”</p>",
+            "[`kl`](vae.py#L97)": '<p><a href="#vae.py-L97"><code>kl</code></a></p>',
+            "[`kl`](cvae.py#L9)": '<p><a href="index.html#cvae.py-L9"><code>kl</code></a></p>',
+            "`vae.py:97`": '<p><a href="#vae.py-L97"><code>vae.py:97</code></a></p>',
+            "[a](report/vqvae.md#b) [c](report/choices.md) [d](README.md) [e](https://f.g)":
+                '<p><a href="vqvae.html#b">a</a> <a href="choices.html">c</a> <a href="../README.md">d</a> '
+                '<a href="https://f.g">e</a></p>',
+            "`python vae.py --smoke`": "<p><code>python vae.py <span>--smoke</span></code></p>",
+            "<!--panel:nothing-->": '<section class="panel" id="nothing" data-panel="nothing" aria-label="nothing">'
+                                    "</section>",
+            "<details><summary>A</summary>\n\nb. </details>":
+                "<details><summary>A</summary>\n<p>b.</p>\n</details>"}.items():
+        assert made(text) == html, f"expected\n{html}\ngot\n{made(text)}"
+    broken = made(r"$\log p(x|c) - \log p(x) = \log p(c|x) - \log p(c) \le -\log p(c)$")
+    assert broken.count("<math>") == 5 and broken.count("<wbr>") == 4  # after - = - and ≤, but not after the sign
+    assert made(r"$E\lVert f - m \rVert^2 = a + b + c + d$").count("<wbr>") == 4  # not within the bars
+    assert "<msup>" not in made("$f'(z)$") and "<munder>" in made("```math\n\\mathop{\\mathrm{argmin}}_j x\n```")
+    quote = made("<!--code:vae.py:myVAE.kl_divergence-->\n```python\nreturn -0.5 * (1 + logvar - mu**2 - logvar.exp())\n```")
+    lines = re.search(r'data-lines="(\d+)-(\d+)" data-whole="(\d+)-(\d+)"', quote).groups()
+    assert lines[0] == lines[1] == lines[3] and int(lines[2]) == kl and "myVAE.kl_divergence</code>" not in quote
+    assert "myVAE.kl_divergence(mu, logvar)" in quote and ">return</i> -<i class=n>0.5</i>" in quote
+    figure = made("![loss](report/vae/loss.png)\n\n**Figure 3.1.** It falls.\n\nSee figure 3.1, not figure 9.9.")
+    assert re.fullmatch(r'<figure id="figure-3.1">\s*<img src="vae/loss.png" alt="loss" width="\d+" height="\d+" '
+                        r'decoding="async">\s*<figcaption><strong>Figure <a href="#figure-3.1">3.1</a>.</strong> It falls.'
+                        r'</figcaption></figure>\s*<p>See figure <a href="#figure-3.1">3.1</a>, not figure 9.9.</p>', figure)
+    assert build.highlight('a = """b\nc"""  # d') == ['a = <i class=s>"""b</i>', '<i class=s>c"""</i>  <i class=c># d</i>']
+
+
 # %% What one sees
 
 def test_without_javascript_everything_is_there():
@@ -346,6 +380,10 @@ def test_code_on_a_phone():
         box = target.bounding_box()
         assert target.is_visible() and 0 < box["y"] < NARROW[1], box
         tab.tap("#shut")
+        assert not tab.locator("#code").is_visible() and tab.evaluate("scrollY") == place
+        link.tap()
+        assert tab.locator("#code").is_visible()
+        tab.go_back()  # the phone's own way back
         assert not tab.locator("#code").is_visible() and tab.evaluate("scrollY") == place
 
 
