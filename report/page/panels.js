@@ -88,11 +88,12 @@ function erf(x) {  // Abramowitz and Stegun 7.1.26, right to 1.5e-7
 }
 
 const layers = {
-  Linear(x, shape, {weight, bias}) {  // each row of shape's last size n -> bias.length numbers
-    const n = shape[shape.length - 1], outputs = bias.length, rows = x.length / n;
+  Linear(x, shape, {weight, bias}) {  // each row of n numbers -> as many as the weights have rows
+    const n = shape[shape.length - 1], outputs = weight.length / n, rows = x.length / n;
     const y = new Float32Array(rows * outputs);
     for (let row = 0; row < rows; row++)
-      for (let i = 0; i < outputs; i++) y[row * outputs + i] = bias[i] + dot(weight, i * n, x, row * n, n);
+      for (let i = 0; i < outputs; i++)
+        y[row * outputs + i] = (bias ? bias[i] : 0) + dot(weight, i * n, x, row * n, n);
     return [y, [...shape.slice(0, -1), outputs]];
   },
   Conv2d(x, shape, {weight, bias, size, stride, padding}) {  // each place reads a patch
