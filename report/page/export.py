@@ -194,7 +194,7 @@ def planes():
 
 def autoencoder():
     model = load("ae", "main", 0, ae.Autoencoder)
-    return {"encoder": network((784,), model.encoder), "decoder": network((model.encoder[-1].out_features,), model.decoder)}
+    return {"encoder": network((784,), model.encoder), "decoder": network((2,), model.decoder)}
 
 
 def variational(model):

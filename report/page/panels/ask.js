@@ -3,8 +3,8 @@
 
 Panels.define("ask", {
   title: "Ask for a digit",
-  predict: "The label is given beside the code. So what is left for the code to say? Draw a digit, slanted or heavy, and "
-    + "see the other nine in the same hand.",
+  predict: "The label is given beside the code. So what is left for the code to say? Draw a digit, slanted or heavy, "
+    + "and see the other nine in the same hand.",
   weights: ["digits", "cvae"],
   build(root, {digits, cvae}) {
     const {clamp, fixed, element, sum} = Panels, {kl} = cvae, n = kl.length, LABELS = [...Array(10).keys()];
@@ -28,7 +28,8 @@ Panels.define("ask", {
 
     const row = Panels.row(root, "askrow");
     const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large map",
-                               `the two most informative numbers of z, ${first + 1} and ${second + 1}. Arrow keys move them`);
+                               `the two most informative numbers of z, ${first + 1} and ${second + 1}. `
+                               + "Arrow keys move them");
     const answers = element(row, "div", {class: "grid five"});
     const all = LABELS.map(y => Panels.picture(answers, String(y), "small", `this handwriting as a ${y}`));
     const move = (a, b) => {
