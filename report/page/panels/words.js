@@ -56,26 +56,31 @@ Panels.define("words", {
       for (let i = 0; i < words.n; i += columns)
         order.splice(i, columns, ...order.slice(i, i + columns).sort(by(word => hue(words.rgb(word)))));
       words.paint(all.canvas, order, columns);
-      show();
+      if (z) show();
     }
 
     function distances(place) {  // from z in this place to each code
-      return Float32Array.from({length: words.n}, (_, word) => {
+      const here = new Float32Array(size), far = new Float32Array(words.n);
+      for (let i = 0; i < size; i++) here[i] = z[64 * i + place];
+      for (let word = 0; word < words.n; word++) {
         let square = 0;
-        for (let i = 0; i < size; i++) square += (z[64 * i + place] - codebook[size * word + i]) ** 2;
-        return Math.sqrt(square);
-      });
+        for (let i = 0, at = size * word; i < size; i++) square += (here[i] - codebook[at + i]) ** 2;
+        far[word] = Math.sqrt(square);
+      }
+      return far;
     }
 
     function see(x) {
-      z = encode(x.map(value => value - 0.5));
-      before = Array.from({length: 64}, (_, place) => {
-        const far = distances(place);
-        return far.indexOf(Math.min(...far));
-      });
-      list = [...before];
       original.draw(x);
-      show();
+      setTimeout(() => {  // a task of its own
+        z = encode(x.map(value => value - 0.5));
+        before = Array.from({length: 64}, (_, place) => {
+          const far = distances(place);
+          return far.indexOf(Math.min(...far));
+        });
+        list = [...before];
+        show();
+      });
     }
 
     async function own(chosen) {  // its largest square in the middle, as 32 x 32 pixels
