@@ -86,7 +86,7 @@
   }
 
   function follow() {
-    const heading = reached(headings, innerHeight * 0.3);
+    const heading = reached(headings, innerHeight * 0.15);
     if (heading !== here) {
       here = heading;
       for (const link of $$("#contents ol a")) {
