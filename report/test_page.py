@@ -586,10 +586,10 @@ LAYERS = {
     "Conv2d with a stride": ((3, 9, 8), lambda: nn.Conv2d(3, 5, 4, stride=2, padding=1, bias=False)),
     "ConvTranspose2d": ((3, 4, 5), lambda: nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1)),
     "ConvTranspose2d without a bias": ((3, 4, 5), lambda: nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1, bias=False)),
-    "BatchNorm2d": ((3, 4, 5), lambda: nn.BatchNorm2d(3)),
+    "BatchNorm2d": ((3, 4, 5), lambda: nn.BatchNorm2d(3, eps=0.1)),
     "MaxPool2d": ((3, 7, 5), lambda: nn.MaxPool2d(2, ceil_mode=True)),
     "ResidualStack": ((6, 5, 4), lambda: vqvae.ResidualStack(6, 4, 2)),
-    "LayerNorm": ((3, 20), lambda: nn.LayerNorm(20)),
+    "LayerNorm": ((3, 20), lambda: nn.LayerNorm(20, eps=0.1)),
     "LeakyReLU": ((20,), lambda: nn.LeakyReLU(0.1)),
     "ReLU": ((20,), nn.ReLU), "SiLU": ((20,), nn.SiLU), "GELU": ((20,), nn.GELU), "Sigmoid": ((20,), nn.Sigmoid),
 }
@@ -689,6 +689,18 @@ def test_the_networks_compute_what_pytorch_computes():
 
 
 # %% The panels of sections 1 to 5
+
+def test_an_address_opens_its_panel():
+    for page in PAGES:
+        names = re.findall(r'data-panel="(\w+)"', (REPORT / page).read_text(encoding="utf-8"))
+        assert page != "index.html" or {"planes", "noise", "sample", "ask", "complete"} <= set(names), names
+        for name in names:
+            with opened(f"{page}#{name}", size=NARROW) as tab:
+                tab.wait_for_selector(f"#{name}[data-state=ready]", timeout=60000)
+                settle(tab)
+                top = tab.evaluate("name => document.getElementById(name).getBoundingClientRect().top", name)
+                assert -10 < top < 200, f"{name} is {top} px below the window's upper edge"
+
 
 def test_sketch_pad():
     """Pen, eraser, clear; no line along the border; a drawing of one's own begins with an empty pad."""

@@ -101,12 +101,10 @@ Panels.define("planes", {
             context.stroke();
           }
         };
-        mark([codes[2 * dot], codes[2 * dot + 1]], 8);
+        const [x, y] = at(z), [a, b] = at([codes[2 * dot], codes[2 * dot + 1]]);
+        if (Math.hypot(x - a, y - b) > 20) mark([codes[2 * dot], codes[2 * dot + 1]], 8);
         mark(z, 18);
-        const [x, y] = at(z).map(value => clamp(value, 12, SIZE - 12));
-        context.fillStyle = "#000";
-        context.fillRect(x - 4, y - 4, 8, 8);
-        if (sigma) for (const [color, width] of [["#fff", 6], ["#000", 3]]) {
+        if (sigma) for (const [color, width] of [["#fff", 7], ["#d00", 4]]) {
           [context.strokeStyle, context.lineWidth] = [color, width];
           ellipse(context, z, sigma.map(value => 2 * value));
         }
@@ -172,7 +170,7 @@ Panels.define("planes", {
     encode(first);
     all.forEach(plane => plane.look());
     element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, "
-      + "which neither network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. Ellipse: "
-      + "two sigma.");
+      + "which neither network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. The red "
+      + "ellipse: two sigma. Zoom in to see it.");
   },
 });
