@@ -1043,8 +1043,10 @@ def press(section, name, how="mouse"):
     button = section.get_by_role("button", name=name, exact=True)
     if how == "keyboard":
         button.press("Enter")
-    elif how == "touch":
+    elif how == "touch":  # the click follows the finger a little later
+        button.evaluate("button => { window.clicked = false; button.addEventListener('click', () => { clicked = true }); }")
         button.tap()
+        section.page.wait_for_function("clicked")
     else:
         button.click()
     settle(section.page)
@@ -1313,12 +1315,13 @@ def test_words():
             for row, column in ((0, 0), (7, columns - 1), (rows - 1, 5)):
                 if how == "keyboard":
                     palette.press("ArrowRight")
+                    settle(page)
                     cell = cursor(section, -1)
                     row, column = round(cell[1] * rows), round(cell[0] * columns)
                 else:
                     stroke(palette, [((column + 0.5) / columns, (row + 0.5) / rows)], how)
                 word = int(numbers_in(status(section))[2])
-                expect("the word under the pointer", swatches[word], order[:, row, column], 0.003)
+                expect(f"the word under the {how}", swatches[word], order[:, row, column], 0.003)
                 compare(section, f"put by {how}", x_test[789], 37, {37: word})
             press(section, "take back all changes", how)
             compare(section, "taken back", x_test[789], 37, {})
@@ -1407,11 +1410,12 @@ def test_prior():
             move(section, "temperature", 1)
             choose(section, "photograph 8")
             press(section, "play", how)
-            words = stored[7][:32]
-            while len(words) < 64:
-                words = [*words, draw(words, 1.0, luck)]
             page.wait_for_function("document.querySelector('#prior .status').textContent.startsWith('All 64')")
-            compare(section, "written to the end", words)
+            if how == "mouse":
+                words = stored[7][:32]
+                while len(words) < 64:
+                    words = [*words, draw(words, 1.0, luck)]
+                compare(section, "written to the end", words)
             press(section, "again, with other luck", how)
             other = page.evaluate("(() => { const next = Panels.random(2); return Array.from({length: 64}, next); })()")
             compare(section, "again", stored[7][:32])

@@ -36,7 +36,7 @@ Panels.define("words", {
     const all = picture(root, `all ${words.n} words, by brightness and hue`, "palette",
                         "all words: arrow keys put another one into the chosen place");
     const aim = cursor(all.canvas);
-    let columns = 32, order = [];
+    let columns, order = [];
 
     function cursor(canvas) {  // a frame on a canvas; returns move(place, columns, rows)
       const frame = element(canvas.parentNode, "div", {class: "frame"});
@@ -51,7 +51,9 @@ Panels.define("words", {
     // The palette: dark words in the upper rows, and each row by its hues.
     function arrange() {
       const hue = ([r, g, b]) => Math.atan2(Math.sqrt(3) * (g - b), 2 * r - g - b), by = f => (a, b) => f(a) - f(b);
-      columns = root.clientWidth < 520 ? 16 : 32;
+      const fit = root.clientWidth < 520 ? 16 : 32;
+      if (fit === columns) return;
+      columns = fit;
       order = [...Array(words.n).keys()].sort(by(word => sum(words.rgb(word))));
       for (let i = 0; i < words.n; i += columns)
         order.splice(i, columns, ...order.slice(i, i + columns).sort(by(word => hue(words.rgb(word)))));
