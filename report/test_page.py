@@ -234,7 +234,7 @@ def test_the_page_is_silent_and_alone_from_its_beginning_to_its_end():
 
 
 def test_axe_finds_nothing():
-    axe = Axe()
+    axe, options = Axe(), {"preload": False, "resultTypes": ["violations"]}
     for page in PAGES:
         for size, dark in ((WIDE, False), (WIDE, True), (NARROW, False), (NARROW, True)):
             if page != "index.html" and dark == (size == WIDE):
@@ -246,10 +246,28 @@ def test_axe_finds_nothing():
                     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
                 tab.evaluate("document.querySelectorAll('.script:not(.shown)').forEach(s => s.remove())")  # saves time
                 settled(tab)
-                found = axe.run(tab, options={"preload": False}).response["violations"]
+                found = axe.run(tab, options=options).response["violations"]
                 faults = [(fault["id"], node["html"][:150], node.get("failureSummary", "")[:200]) for fault in found
                           for node in fault["nodes"]]
                 assert not faults, f"{page} {size} {'dark' if dark else 'light'}: {len(faults)}: {faults[:5]}"
+
+
+def test_colours_have_enough_contrast():
+    """All inks on all papers, also where axe does not look: it skips lines of code that are not in view."""
+    def luminance(color):
+        color = "".join(2 * c for c in color) if len(color) == 3 else color
+        red, green, blue = (int(color[i:i + 2], 16) / 255 for i in (0, 2, 4))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    css = (REPORT / "page" / "page.css").read_text(encoding="utf-8")
+    light, dark, printed = (dict(re.findall(r"--(\w+): #(\w+)", block)) for block in re.findall(r":root \{.*?\}", css, re.S))
+    for name, colors in (("light", light), ("dark", dark), ("print", {**light, **printed})):
+        for ink in ("ink", "soft", "accent", "comment", "string", "number", "builtin"):
+            for paper in ("paper", "plate", "mark"):
+                darker, lighter = sorted((luminance(colors[ink]), luminance(colors[paper])))
+                contrast = (lighter + 0.05) / (darker + 0.05)
+                assert contrast >= 4.5, f"{name}: --{ink} on --{paper}: {contrast:.1f}"
 
 
 def test_nothing_overflows_on_a_phone():
