@@ -459,6 +459,18 @@ function vocabulary({decode, codebook, colors}) {
   };
 }
 
+// A canvas with a swatch for each pixel: chosen(place) at a click or a tap, which leaves a finger free to scroll, and
+// step(right, down) at an arrow key.
+function tap(canvas, chosen, step) {
+  drag(canvas, () => {}, step);
+  canvas.classList.add("tap");
+  canvas.addEventListener("click", event => {
+    const box = canvas.getBoundingClientRect(), at = (share, n) => clamp(Math.floor(share * n), 0, n - 1);
+    chosen(at((event.clientY - box.top) / box.height, canvas.height) * canvas.width
+           + at((event.clientX - box.left) / box.width, canvas.width));
+  });
+}
+
 // ---- The loader -----------------------------------------------------------------------------------------------------
 
 const base = document.currentScript.src.replace(/[^/]*$/, "");
@@ -530,7 +542,7 @@ Object.assign(Panels, {
   define: (name, definition) => { definitions[name] = definition; },
   weights: (name, content) => { packed[name] = content; },
   load, ready, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw,
-  picture, slider, button, choice, digits, status, drag, sketch, vocabulary,
+  picture, slider, button, choice, digits, status, drag, sketch, vocabulary, tap,
   DIGIT_COLORS: ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                  "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"],
 });

@@ -32,6 +32,9 @@ Panels.define("cells", {
     button(controls, "step", () => { pause(); step(); show(); });
     const player = button(controls, "play", () => { if (timer) pause(); else play(); });
     button(controls, "start over", () => start());
+    element(side, "p", {class: "note"}, "A whole VQ-VAE, but a tiny one: an image is a point of the plane, z is free, "
+      + "the decoder is a 2 × 2 matrix, at each step the best one, and the codes follow by the moving average. (Its λ "
+      + "is not on the report's scale.)");
     const chart = element(side, "div", {class: "drawing", style: "height: 130px", "aria-hidden": "true"});
 
     // ---- The tiny VQ-VAE. A vector is [a, b], the decoder is [[a, b], [c, d]]. -------------------------------------

@@ -8,7 +8,7 @@ Panels.define("words", {
     + "changes if you take the second nearest code instead of the nearest?",
   weights: ["vqvae_encoder", "vqvae_decoder"],
   build(root, {vqvae_encoder: {encode}, vqvae_decoder}) {
-    const {element, row, picture, button, choice, status, drag, soon, clamp, fixed, sum, vocabulary} = Panels;
+    const {element, row, picture, button, choice, status, tap, soon, clamp, fixed, sum, vocabulary} = Panels;
     const {photographs, codebook} = vqvae_decoder, words = vocabulary(vqvae_decoder), size = codebook.length / words.n;
     const photograph = i => photographs.subarray(3072 * i, 3072 * (i + 1));
     let z, before = [], list = [], cell = 27;
@@ -121,12 +121,10 @@ Panels.define("words", {
     });
 
     function put(word) { list[cell] = word; show(); }
-    const place = (u, v, columns, rows) =>
-      clamp(Math.floor(v * rows), 0, rows - 1) * columns + clamp(Math.floor(u * columns), 0, columns - 1);
+    function choose(place) { cell = place; show(); }
     const stay = (value, n) => clamp(value, 0, n - 1);
-    drag(grid.canvas, (u, v) => { cell = place(u, v, 8, 8); show(); },
-         (right, down) => { cell = stay((cell >> 3) + down, 8) * 8 + stay(cell % 8 + right, 8); show(); });
-    drag(all.canvas, (u, v) => put(order[place(u, v, columns, words.n / columns)]), (right, down) => {
+    tap(grid.canvas, choose, (right, down) => choose(stay((cell >> 3) + down, 8) * 8 + stay(cell % 8 + right, 8)));
+    tap(all.canvas, place => put(order[place]), (right, down) => {
       const at = order.indexOf(list[cell]), line = stay(Math.floor(at / columns) + down, words.n / columns);
       put(order[line * columns + stay(at % columns + right, columns)]);
     });
