@@ -61,19 +61,22 @@ Panels.define("ask", {
       context.stroke();
       say(`z ${from}: z${first + 1} = ${fixed(z[first])}, z${second + 1} = ${fixed(z[second])}`);
     });
-    function encode(y) {
-      [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, `of this digit, encoded as a ${y}`];
+    function encode(y, how = `of this digit, encoded as a ${y}`) {
+      [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, how];
       setLabel(y);
       show();
     }
-    // Whoever draws need not say what: the label under which the digit costs the fewest nats.
+    // Whoever draws need not say what: the label under which the digit costs the fewest nats, at z = mu.
+    const log = p => Math.max(Math.log(p), -100);  // as PyTorch's BCE
     const guess = Panels.soon(() => {
       const costs = LABELS.map(y => {
         const {mu, sigma} = Panels.encode(cvae, join(pad.x, y)), x = decode(mu, y);
-        const bce = -sum(x.map((p, i) => pad.x[i] * Math.log(p + 1e-9) + (1 - pad.x[i]) * Math.log(1 - p + 1e-9)));
+        const bce = -sum(x.map((p, i) => pad.x[i] * log(p) + (1 - pad.x[i]) * log(1 - p)));
         return bce + sum(mu.map((m, j) => 0.5 * (m * m + sigma[j] ** 2 - 1) - Math.log(sigma[j])));
       });
-      encode(costs.indexOf(Math.min(...costs)));
+      const [best, next] = LABELS.toSorted((a, b) => costs[a] - costs[b]);
+      const [fewest, more] = [costs[best], costs[next]].map(cost => fixed(cost, 0));
+      encode(best, `of this drawing as a ${best}, where it costs ${fewest} nats (as a ${next}, ${more})`);
     });
     pad.set(digits.images.slice(4 * 784, 5 * 784));
     encode(2);
