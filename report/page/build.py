@@ -121,7 +121,7 @@ def formula(tex, display):
         text = "".join(child.itertext())
         depth += sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
         norms += text.count("‖")
-        sign = text in ("+", "−") and i and children[i - 1].tag != "mo"
+        sign = text in ("+", "−") and i and "".join(children[i - 1].itertext()) not in "=≥≤≈←([{,"
         if depth <= deepest and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
             pieces.append([])
     return "<wbr>".join("<math>" + "".join(ElementTree.tostring(child, encoding="unicode") for child in piece) + "</math>"
@@ -259,22 +259,27 @@ def with_figures(tokens, env):
 
 # %% Pages
 
-def build(source):
-    """The page of a Markdown file."""
-    text = source.read_text(encoding="utf-8")
-    used = re.findall(r"<!--code:(\w+\.py)|\]\((?:\.\./)?(\w+\.py)\b", text)
-    scripts = [script for script in SCRIPTS if any(script in found for found in used)]
+def convert(text, folder, scripts):
+    """Markdown that lies in a folder -> HTML, and its headings: (level, anchor, HTML)."""
     text = text.replace("</details>", "\n\n</details>\n\n")  # else the end of a paragraph, and that inside it
-    env = {"folder": source.parent, "scripts": scripts, "slugs": {}, "contents": [], "figures": set()}
+    env = {"folder": folder, "scripts": scripts, "slugs": {}, "contents": [], "figures": set()}
     markdown = MarkdownIt("commonmark", {"typographer": True}, renderer_cls=Renderer).enable(["table", "smartquotes"])
     markdown.use(dollarmath_plugin)
     markdown.renderer.rules["math_inline"] = markdown.renderer.math_inline  # not the plugin's own
     tokens = with_figures(markdown.parse(text, env), env)
-    body = markdown.renderer.render(tokens, markdown.options, env)
+    return markdown.renderer.render(tokens, markdown.options, env), env["contents"]
+
+
+def build(source):
+    """The page of a Markdown file, with the scripts that it quotes or links to."""
+    text = source.read_text(encoding="utf-8")
+    used = re.findall(r"<!--code:(\w+\.py)|\]\((?:\.\./)?(\w+\.py)\b", text)
+    scripts = [script for script in SCRIPTS if any(script in found for found in used)]
+    body, headings = convert(text, source.parent, scripts)
     page = PAGES[source]
     title = re.search(r"^# (.*)", text, re.MULTILINE)[1]
     contents = "".join(f'<li class="h{level}"><a href="#{anchor}">{re.sub("</?a[^>]*>", "", heading)}</a></li>\n'
-                       for level, anchor, heading in env["contents"])
+                       for level, anchor, heading in headings)
     pages = "".join(f'<li><a href="{name}"{" aria-current=page" if name == page else ""}>{label}</a></li>\n'
                     for name, label in NAMES.items())
     tabs = "".join(f'<a href="#{script}">{script}</a>\n' for script in scripts)

@@ -80,6 +80,8 @@ def layers(sequential):
         kind = {"kind": type(layer).__name__}
         if isinstance(layer, nn.Linear):
             found.append({**kind, **weights(layer)})
+        elif isinstance(layer, nn.LayerNorm):
+            found.append({**kind, **weights(layer), "eps": layer.eps})
         elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             found.append({**kind, **weights(layer), "size": layer.kernel_size[0], "stride": layer.stride[0],
                           "padding": layer.padding[0]})
@@ -116,14 +118,14 @@ def rebuild_layer(layer):
         stack.layers.extend(rebuild({"layers": block}) for block in layer["blocks"])
         return stack
     if layer["kind"] == "Linear":
-        made = nn.Linear(*tensors["weight"].shape[::-1])
+        made = nn.Linear(*tensors["weight"].shape[::-1], bias="bias" in tensors)
     elif layer["kind"] in ("Conv2d", "ConvTranspose2d"):
         a, b = tensors["weight"].shape[:2]  # (out, in), and for the transposed one (in, out)
         channels = (b, a) if layer["kind"] == "Conv2d" else (a, b)
         made = getattr(nn, layer["kind"])(*channels, layer["size"], layer["stride"], layer["padding"],
                                           bias="bias" in tensors)
-    elif layer["kind"] == "BatchNorm2d":
-        made = nn.BatchNorm2d(len(tensors["weight"]), layer["eps"])
+    elif layer["kind"] in ("BatchNorm2d", "LayerNorm"):
+        made = getattr(nn, layer["kind"])(len(tensors["weight"]), layer["eps"])
     elif layer["kind"] == "LeakyReLU":
         made = nn.LeakyReLU(layer["negative_slope"])
     elif layer["kind"] == "MaxPool2d":
@@ -192,7 +194,7 @@ def planes():
 
 def autoencoder():
     model = load("ae", "main", 0, ae.Autoencoder)
-    return {"encoder": network((784,), model.encoder), "decoder": network((model.encoder[-1].out_features,), model.decoder)}
+    return {"encoder": network((784,), model.encoder), "decoder": network((2,), model.decoder)}
 
 
 def variational(model):

@@ -88,11 +88,12 @@ function erf(x) {  // Abramowitz and Stegun 7.1.26, right to 1.5e-7
 }
 
 const layers = {
-  Linear(x, shape, {weight, bias}) {  // each row of shape's last size n -> bias.length numbers
-    const n = shape[shape.length - 1], outputs = bias.length, rows = x.length / n;
+  Linear(x, shape, {weight, bias}) {  // each row of n numbers -> as many as the weights have rows
+    const n = shape[shape.length - 1], outputs = weight.length / n, rows = x.length / n;
     const y = new Float32Array(rows * outputs);
     for (let row = 0; row < rows; row++)
-      for (let i = 0; i < outputs; i++) y[row * outputs + i] = bias[i] + dot(weight, i * n, x, row * n, n);
+      for (let i = 0; i < outputs; i++)
+        y[row * outputs + i] = (bias ? bias[i] : 0) + dot(weight, i * n, x, row * n, n);
     return [y, [...shape.slice(0, -1), outputs]];
   },
   Conv2d(x, shape, {weight, bias, size, stride, padding}) {  // each place reads a patch
@@ -126,19 +127,20 @@ const layers = {
   },
   BatchNorm2d(x, shape, {weight, bias, running_mean, running_var, eps}) {
     const y = new Float32Array(x.length), area = shape[1] * shape[2];
-    for (let i = 0; i < x.length; i++) {
-      const c = Math.floor(i / area);
-      y[i] = (x[i] - running_mean[c]) / Math.sqrt(running_var[c] + eps) * weight[c] + bias[c];
+    for (let c = 0; c < shape[0]; c++) {
+      const scale = weight[c] / Math.sqrt(running_var[c] + eps), shift = bias[c] - running_mean[c] * scale;
+      for (let i = c * area; i < (c + 1) * area; i++) y[i] = x[i] * scale + shift;
     }
     return [y, shape];
   },
   MaxPool2d(x, [channels, height, width]) {  // of 2 x 2, the last row and column included where they are alone
     const h = Math.ceil(height / 2), w = Math.ceil(width / 2), y = new Float32Array(channels * h * w).fill(-Infinity);
-    for (let i = 0; i < x.length; i++) {
-      const column = i % width, row = Math.floor(i / width) % height, c = Math.floor(i / (width * height));
-      const at = (c * h + (row >> 1)) * w + (column >> 1);
-      if (x[i] > y[at]) y[at] = x[i];
-    }
+    for (let c = 0, i = 0; c < channels; c++)
+      for (let r = 0; r < height; r++)
+        for (let s = 0; s < width; s++, i++) {
+          const at = (c * h + (r >> 1)) * w + (s >> 1);
+          if (x[i] > y[at]) y[at] = x[i];
+        }
     return [y, [channels, h, w]];
   },
   ResidualStack(x, shape, {blocks}) {  // x + block(relu(x)) for each block, and a ReLU at the end
@@ -277,12 +279,12 @@ function element(parent, tag, attributes = {}, text = "") {
 
 const row = (parent, kind = "") => element(parent, "div", {class: `row ${kind}`});
 
-function draw(canvas, x) {  // x: the grey values of a square image, or of a 32 x 32 image three colours, channels first
+function draw(canvas, x) {  // x: a square's grey values, or a 32 x 32 image's three channels
   const colored = x.length === 3072, n = colored ? 1024 : x.length, size = Math.sqrt(n);
   if (canvas.width !== size) canvas.width = canvas.height = size;
   const context = canvas.getContext("2d"), image = context.createImageData(size, size);
   for (let i = 0; i < n; i++) {
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = 255 * x[colored ? c * n + i : i];  // the array rounds and clamps
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = 255 * x[colored ? c * n + i : i];  // rounded and clamped
     image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
@@ -457,6 +459,18 @@ function vocabulary({decode, codebook, colors}) {
   };
 }
 
+// A canvas with a swatch for each pixel: chosen(place) at a click or a tap, which leaves a finger free to scroll, and
+// step(right, down) at an arrow key.
+function tap(canvas, chosen, step) {
+  drag(canvas, () => {}, step);
+  canvas.classList.add("tap");
+  canvas.addEventListener("click", event => {
+    const box = canvas.getBoundingClientRect(), at = (share, n) => clamp(Math.floor(share * n), 0, n - 1);
+    chosen(at((event.clientY - box.top) / box.height, canvas.height) * canvas.width
+           + at((event.clientX - box.left) / box.width, canvas.width));
+  });
+}
+
 // ---- The loader -----------------------------------------------------------------------------------------------------
 
 const base = document.currentScript.src.replace(/[^/]*$/, "");
@@ -486,10 +500,15 @@ async function open(section) {
     section.setAttribute("aria-label", title);
     const head = element(section, "div", {class: "head"});
     element(head, "strong", {}, title);
-    if (section.requestFullscreen) button(head, "fill the screen", () => {
-      if (document.fullscreenElement) document.exitFullscreen();
-      else section.requestFullscreen();
-    });
+    if (section.requestFullscreen) {
+      const fill = button(head, "fill the screen", () => {
+        if (document.fullscreenElement) document.exitFullscreen();
+        else section.requestFullscreen();
+      });
+      section.addEventListener("fullscreenchange", () => {
+        fill.textContent = document.fullscreenElement ? "back to the text" : "fill the screen";
+      });
+    }
     const question = element(section, "p", {class: "predict"});
     element(question, "b", {}, "Predict. ");
     question.append(predict);
@@ -522,8 +541,8 @@ else start();
 Object.assign(Panels, {
   define: (name, definition) => { definitions[name] = definition; },
   weights: (name, content) => { packed[name] = content; },
-  load, ready, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw, picture, slider,
-  button, choice, digits, status, drag, sketch, vocabulary,
+  load, ready, layers, run, encode, softmax, sum, clamp, random, normals, fixed, soon, slices, element, row, draw,
+  picture, slider, button, choice, digits, status, drag, sketch, vocabulary, tap,
   DIGIT_COLORS: ["#cc79a7", "#e69f00", "#999999", "#d55e00", "#0072b2",
                  "#56b4e9", "#8c510a", "#009e73", "#000000", "#e0cc00"],
 });

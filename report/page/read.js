@@ -41,19 +41,22 @@
     show(quote.dataset.script, ...quote.dataset.lines.split("-").map(Number));
   }
 
-  /** On a narrow screen the script lies over the text until it is shut. */
+  /** On a narrow screen the script lies over the text until it is shut, by its button, Escape or the way back. */
   function open() {
+    if (column.classList.contains("open")) return;
     opener = document.activeElement;
+    history.pushState("code", "");
     column.classList.add("open");
-    document.body.style.overflow = "hidden";
+    $(".text").inert = true;
     $("#shut").focus({preventScroll: true});
   }
 
   function shut() {
     if (!column?.classList.contains("open")) return;
     column.classList.remove("open");
-    document.body.style.overflow = "";
+    $(".text").inert = false;
     opener?.focus({preventScroll: true});
+    if (history.state === "code") history.back();
   }
 
   /** Follows #vae.py or #vae.py-L9; false if it is something else. */
@@ -83,7 +86,7 @@
   }
 
   function follow() {
-    const heading = reached(headings, innerHeight * 0.3);
+    const heading = reached(headings, innerHeight * 0.15);
     if (heading !== here) {
       here = heading;
       for (const link of $$("#contents ol a")) {
@@ -169,6 +172,7 @@
   addEventListener("afterprint", () => { for (const details of folded) details.open = false; });
   addEventListener("scroll", soon, {passive: true});
   addEventListener("resize", () => { shut(); stop = undefined; scrollers(); soon(); });
+  addEventListener("popstate", shut);
   addEventListener("hashchange", () => toCode(location.hash));
   document.addEventListener("toggle", () => { scrollers(); soon(); }, true);
   scrollers();

@@ -3,8 +3,8 @@
 
 Panels.define("ask", {
   title: "Ask for a digit",
-  predict: "The label is given beside the code. So what is left for the code to say? Draw a digit, slanted or heavy, and "
-    + "see the other nine in the same hand.",
+  predict: "The label is given beside the code. So what is left for the code to say? Draw a digit, slanted or heavy, "
+    + "and see the other nine in the same hand.",
   weights: ["digits", "cvae"],
   build(root, {digits, cvae}) {
     const {clamp, fixed, element, sum} = Panels, {kl} = cvae, n = kl.length, LABELS = [...Array(10).keys()];
@@ -28,7 +28,8 @@ Panels.define("ask", {
 
     const row = Panels.row(root, "askrow");
     const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large map",
-                               `the two most informative numbers of z, ${first + 1} and ${second + 1}. Arrow keys move them`);
+                               `the two most informative numbers of z, ${first + 1} and ${second + 1}. `
+                               + "Arrow keys move them");
     const answers = element(row, "div", {class: "grid five"});
     const all = LABELS.map(y => Panels.picture(answers, String(y), "small", `this handwriting as a ${y}`));
     const move = (a, b) => {
@@ -60,19 +61,22 @@ Panels.define("ask", {
       context.stroke();
       say(`z ${from}: z${first + 1} = ${fixed(z[first])}, z${second + 1} = ${fixed(z[second])}`);
     });
-    function encode(y) {
-      [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, `of this digit, encoded as a ${y}`];
+    function encode(y, how = `of this digit, encoded as a ${y}`) {
+      [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, how];
       setLabel(y);
       show();
     }
-    // Whoever draws need not say what: the label under which the digit costs the fewest nats.
+    // Whoever draws need not say what: the label under which the digit costs the fewest nats, at z = mu.
+    const log = p => Math.max(Math.log(p), -100);  // as PyTorch's BCE
     const guess = Panels.soon(() => {
       const costs = LABELS.map(y => {
         const {mu, sigma} = Panels.encode(cvae, join(pad.x, y)), x = decode(mu, y);
-        const bce = -sum(x.map((p, i) => pad.x[i] * Math.log(p + 1e-9) + (1 - pad.x[i]) * Math.log(1 - p + 1e-9)));
+        const bce = -sum(x.map((p, i) => pad.x[i] * log(p) + (1 - pad.x[i]) * log(1 - p)));
         return bce + sum(mu.map((m, j) => 0.5 * (m * m + sigma[j] ** 2 - 1) - Math.log(sigma[j])));
       });
-      encode(costs.indexOf(Math.min(...costs)));
+      const [best, next] = LABELS.toSorted((a, b) => costs[a] - costs[b]);
+      const [fewest, more] = [costs[best], costs[next]].map(cost => fixed(cost, 0));
+      encode(best, `of this drawing as a ${best}, where it costs ${fewest} nats (as a ${next}, ${more})`);
     });
     pad.set(digits.images.slice(4 * 784, 5 * 784));
     encode(2);

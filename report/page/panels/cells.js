@@ -14,7 +14,7 @@ Panels.define("cells", {
     const N = 43, STEPS = 300, RATE = 0.2, DECAY = 0.9;  // images; steps of a run; of z; of the moving average
     const RULES = [{name: "no commitment loss", pull: 0}, {name: "with commitment loss, λ = 1", pull: 1},
                    {name: "none, and the push without its outward part", pull: 0, inward: true}];
-    let rule = 0, view = 2.8, x, z, codes, count, total, decoder, timer = 0;
+    let rule = 0, view = 3.5, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
     const body = row(root);
@@ -32,6 +32,9 @@ Panels.define("cells", {
     button(controls, "step", () => { pause(); step(); show(); });
     const player = button(controls, "play", () => { if (timer) pause(); else play(); });
     button(controls, "start over", () => start());
+    element(side, "p", {class: "note"}, "A whole VQ-VAE, but a tiny one: an image is a point of the plane, z is free, "
+      + "the decoder is a 2 × 2 matrix, at each step the best one, and the codes follow by the moving average. (Its λ "
+      + "is not on the report's scale.)");
     const chart = element(side, "div", {class: "drawing", style: "height: 130px", "aria-hidden": "true"});
 
     // ---- The tiny VQ-VAE. A vector is [a, b], the decoder is [[a, b], [c, d]]. -------------------------------------
@@ -79,13 +82,10 @@ Panels.define("cells", {
       });
       z = moved;
       fit();
-      note();
+      curves[rule].push(median());
     }
 
-    function note() {
-      const norms = z.map(norm).sort((a, b) => a - b);
-      curves[rule].push(norms[N >> 1]);
-    }
+    const median = () => z.map(norm).sort((a, b) => a - b)[N >> 1];
 
     function start() {
       pause();
@@ -97,10 +97,10 @@ Panels.define("cells", {
       codes = CODES.map(code => [...code]);
       count = codes.map((_, k) => z.filter(v => nearest(v) === k).length);
       total = codes.map((code, k) => code.map(value => count[k] * value));
-      view = 2.8;
+      view = 3.5;
       curves[rule] = [];
       fit();
-      note();
+      curves[rule].push(median());
       show();
     }
 
@@ -193,6 +193,7 @@ Panels.define("cells", {
     function move(a, b) {
       z[0] = [a, b];
       fit();
+      curves[rule].splice(-1, 1, median());
       show();
     }
     drag(drawing, (u, v) => move(view * Math.min(Math.max(2 * u - 1, -0.98), 0.98),

@@ -3,8 +3,8 @@
 
 Panels.define("complete", {
   title: "Complete it",
-  predict: "Both networks see the lower left quarter only. How many answers does the CVAE need until one of them is nearer "
-    + "to the original than BaselineNN's only answer?",
+  predict: "Both networks see the lower left quarter only. How many answers does the CVAE need until one of them is "
+    + "nearer to the original than BaselineNN's only answer?",
   weights: ["digits", "cvae_structured"],
   build(root, {digits, cvae_structured: {decoder, baseline, latent_dim}}) {
     const {fixed, element} = Panels, MOST = 40;
@@ -14,7 +14,8 @@ Panels.define("complete", {
     const select = Panels.digits(root, digits, 6, x => { pad.set(x); complete(); });
     const images = Panels.row(root, "four");
     const pad = Panels.sketch(images, "the original: draw here", () => { select(-1); complete(); });
-    const quarter = Panels.picture(images, "what is given", "large"), single = Panels.picture(images, "BaselineNN", "large");
+    const quarter = Panels.picture(images, "what is given", "large");
+    const single = Panels.picture(images, "BaselineNN", "large");
     const best = Panels.picture(images, "CVAE", "large");
     const controls = Panels.row(root, "controls");
     Panels.slider(controls, "answers of the CVAE", {min: 1, max: MOST, step: 1, value: k, show: String}, value => {

@@ -3,8 +3,8 @@
 
 Panels.define("noise", {
   title: "Noise, and without it",
-  predict: "The network has learned from noise of 0.5 only. What does it make of twice as much, of a digit without any, "
-    + "and of damage that is no noise at all?",
+  predict: "The network has learned from noise of 0.5 only. What does it make of twice as much, of a digit without "
+    + "any, and of damage that is no noise at all?",
   weights: ["digits", "denoise_ae"],
   build(root, {digits, denoise_ae: {denoise, filter}}) {
     const {clamp, random, normals, fixed, sum} = Panels;
@@ -19,9 +19,10 @@ Panels.define("noise", {
         });
       },
       "a grey block": (x, amount, seed) => {
-        const uniform = random(seed), size = Math.round(20 * amount), row = 4 + 10 * uniform(), column = 4 + 10 * uniform();
+        const uniform = random(seed), half = Math.round(20 * amount) / 2, row = 9 + 10 * uniform();
+        const column = 9 + 10 * uniform();
         return x.map((value, i) =>
-          Math.abs(Math.floor(i / 28) - row - 5) < size / 2 && Math.abs(i % 28 - column - 5) < size / 2 ? 0.5 : value);
+          Math.abs(Math.floor(i / 28) - row) < half && Math.abs(i % 28 - column) < half ? 0.5 : value);
       },
       "blur": (x, amount) => amount ? blur(x, 4 * amount) : x.slice(),
     };
@@ -46,7 +47,10 @@ Panels.define("noise", {
     const pictures = ["the input", "Gaussian filter", "the network"].map(name => Panels.picture(images, name, "large"));
     const controls = Panels.row(root, "controls");
     Panels.choice(controls, "damage", Object.keys(kinds), 0, i => { kind = Object.keys(kinds)[i]; update(); });
-    Panels.slider(controls, "amount", {min: 0, max: 1, step: 0.05, value: amount}, value => { amount = value; update(); });
+    Panels.slider(controls, "amount", {min: 0, max: 1, step: 0.05, value: amount}, value => {
+      amount = value;
+      update();
+    });
     Panels.button(controls, "again, with other noise", () => { seed++; update(); });
     const say = Panels.status(root);
 

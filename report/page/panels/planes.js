@@ -29,15 +29,17 @@ Panels.define("planes", {
 
     function make(title, {codes, extent: [left, right, bottom, up]}, {decoder}, encoder) {
       const half = element(halves, "div"), middle = [(left + right) / 2, (up + bottom) / 2];
-      const map = Panels.picture(half, `${title}: drag the point`, "plane", `the plane of the ${title}. Arrow keys move z`);
-      const results = Panels.row(half, "results");
-      const image = Panels.picture(results, "decoded", "medium"), near = Panels.picture(results, "the nearest dot", "medium");
+      const map = Panels.picture(half, `${title}: drag the point`, "plane",
+                                 `the plane of the ${title}. Arrow keys move z`);
+      const results = Panels.row(half, "results"), image = Panels.picture(results, "decoded", "medium");
+      const near = Panels.picture(results, "the nearest dot", "medium");
       const dots = document.createElement("canvas");
       let z = [0, 0], sigma = null, center = middle, scale = 1, dot = 0;
 
       const at = ([a, b]) => [SIZE * (0.5 + scale * (a - center[0]) / (right - left)),
                               SIZE * (0.5 - scale * (b - center[1]) / (up - bottom))];
-      const from = (u, v) => [center[0] + (u - 0.5) * (right - left) / scale, center[1] + (0.5 - v) * (up - bottom) / scale];
+      const from = (u, v) => [center[0] + (u - 0.5) * (right - left) / scale,
+                              center[1] + (0.5 - v) * (up - bottom) / scale];
       const nearest = place => {  // the dot that is nearest on the screen
         const [x, y] = at(place);
         let best = Infinity, found = 0;
@@ -65,9 +67,12 @@ Panels.define("planes", {
         const median = numbers => numbers.sort((a, b) => a - b)[numbers.length >> 1];
         [context.font, context.textAlign, context.textBaseline] = ["bold 34px sans-serif", "center", "middle"];
         [context.lineWidth, context.strokeStyle, context.lineJoin] = [7, "#fff", "round"];
-        for (let y = 0; y < 10; y++) {  // a digit's number at the median of its dots
+        const places = [];
+        for (let y = 0; y < 10; y++) {  // a digit's number at the median of its dots, or beside another number there
           const own = [...planes.labels.keys()].filter(i => planes.labels[i] === y);
           const place = at([median(own.map(i => codes[2 * i])), median(own.map(i => codes[2 * i + 1]))]);
+          while (places.some(other => Math.hypot(place[0] - other[0], place[1] - other[1]) < 28)) place[0] += 4;
+          places.push(place);
           context.fillStyle = "#000";
           context.strokeText(y, ...place);
           context.fillText(y, ...place);
@@ -79,7 +84,8 @@ Panels.define("planes", {
 
       function ellipse(context, place, [a, b]) {
         context.beginPath();
-        context.ellipse(...at(place), SIZE * scale * a / (right - left), SIZE * scale * b / (up - bottom), 0, 0, 2 * Math.PI);
+        const wide = SIZE * scale * a / (right - left), high = SIZE * scale * b / (up - bottom);
+        context.ellipse(...at(place), wide, high, 0, 0, 2 * Math.PI);
         context.stroke();
       }
 
@@ -95,25 +101,23 @@ Panels.define("planes", {
             context.stroke();
           }
         };
-        mark([codes[2 * dot], codes[2 * dot + 1]], 8);
+        const [x, y] = at(z), [a, b] = at([codes[2 * dot], codes[2 * dot + 1]]);
+        if (Math.hypot(x - a, y - b) > 20) mark([codes[2 * dot], codes[2 * dot + 1]], 8);
         mark(z, 18);
-        const [x, y] = at(z).map(value => clamp(value, 12, SIZE - 12));
-        context.fillStyle = "#000";
-        context.fillRect(x - 4, y - 4, 8, 8);
-        if (sigma) for (const [color, width] of [["#fff", 6], ["#000", 3]]) {
+        if (sigma) for (const [color, width] of [["#fff", 7], ["#d00", 4]]) {
           [context.strokeStyle, context.lineWidth] = [color, width];
           ellipse(context, z, sigma.map(value => 2 * value));
         }
-        context.globalAlpha = 1;
-        near.canvas.width = near.canvas.height = 28;
-        near.canvas.getContext("2d", {willReadFrequently: true}).drawImage(sheet, 28 * (dot % 50), 28 * Math.floor(dot / 50), 28, 28, 0, 0, 28, 28);
+        const picture = near.canvas.getContext("2d", {willReadFrequently: true});
+        picture.drawImage(sheet, 28 * (dot % 50), 28 * Math.floor(dot / 50), 28, 28, 0, 0, 28, 28);
         near.say(`the nearest dot, a ${planes.labels[dot]}`);
       });
 
       const decode = Panels.soon(() => {
         image.draw(decoder(Float32Array.from(z)));
         const [x, y] = at(z), outside = x < 0 || x > SIZE || y < 0 || y > SIZE;
-        image.say(`decoded from z = (${z.map(value => fixed(value, 1)).join(", ")})${outside ? ", outside the frame" : ""}`);
+        const numbers = z.map(value => fixed(value, 1)).join(", ");
+        image.say(`decoded from z = (${numbers})${outside ? ", outside the frame" : ""}`);
         speak();
       });
       const move = (place, spread = null) => {
@@ -165,7 +169,8 @@ Panels.define("planes", {
     pad.set(first);
     encode(first);
     all.forEach(plane => plane.look());
-    element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, which neither "
-      + "network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. Ellipse: two sigma.");
+    element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, "
+      + "which neither network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. The red "
+      + "ellipse: two sigma. Zoom in to see it.");
   },
 });

@@ -7,7 +7,7 @@ Panels.define("prior", {
     + "own lower half? And if it takes nearly only the likeliest words (temperature 0.1), are its images better?",
   weights: ["vqvae_decoder", "prior"],
   build(root, {vqvae_decoder, prior}) {
-    const {element, row, picture, slider, button, choice, status, drag, soon, clamp, fixed, random, softmax, layers, sum,
+    const {element, row, picture, slider, button, choice, status, tap, soon, clamp, fixed, random, softmax, layers, sum,
            vocabulary} = Panels;
     const {photographs} = vqvae_decoder, words = vocabulary(vqvae_decoder), logits = writer(prior);
     const photograph = i => photographs.subarray(3072 * i, 3072 * (i + 1)), LENGTH = 64, SHOWN = 20;
@@ -24,7 +24,8 @@ Panels.define("prior", {
     const player = button(controls, "play", () => { if (timer) pause(); else play(); });
     button(controls, "back", () => back(list.length - 1));
     button(controls, "again, with other luck", () => { seed++; start(); });
-    slider(controls, "temperature", {min: 0.1, max: 2, step: 0.1, value: 1, show: value => fixed(value, 1)}, value => { temperature = value; show(); });
+    slider(controls, "temperature", {min: 0.1, max: 2, step: 0.1, value: 1, show: shown => fixed(shown, 1)},
+           value => { temperature = value; show(); });
     const say = status(root);
     const likely = element(root, "fieldset", {class: "choice near"});
     element(likely, "legend", {}, `the ${SHOWN} likeliest next words: take one yourself, or let the prior draw`);
@@ -128,10 +129,7 @@ Panels.define("prior", {
         + `${SHOWN} likeliest have ${Math.round(100 * sum(ranked.slice(0, SHOWN).map(([, score]) => score)))}\u00a0%.`);
     });
 
-    drag(grid.canvas, (u, v, first) => {
-      const place = 8 * clamp(Math.floor(8 * v), 0, 7) + clamp(Math.floor(8 * u), 0, 7);
-      if (first && place < list.length) back(place);
-    }, (right, down) => { if (right + down < 0) back(list.length + right + 8 * down); });
+    tap(grid.canvas, back, (right, down) => { if (right + down < 0) back(list.length + right + 8 * down); });
     start();
   },
 });

@@ -17,8 +17,12 @@ Panels.define("sample", {
     const pad = Panels.sketch(top, "the digit: draw here", x => { select(-1); encode(x); });
     const side = element(top, "div", {class: "beside"});
     const select = Panels.digits(side, digits, 14, x => { pad.set(x); encode(x); });
-    const setFactor = Panels.slider(side, "variance", {min: 1, max: 20, step: 0.5, value: 1, show: value => `${fixed(value, 1)} ×`},
-                  value => { factor = value; bands(); sample(); });
+    const times = value => `${fixed(value, 1)} ×`;
+    const setFactor = Panels.slider(side, "variance", {min: 1, max: 20, step: 0.5, value: 1, show: times}, value => {
+      factor = value;
+      bands();
+      sample();
+    });
     const controls = Panels.row(side, "controls");
     Panels.button(controls, "again, with another epsilon", () => {
       epsilon = Panels.normals(DRAWS * n, ++seed);
@@ -35,14 +39,15 @@ Panels.define("sample", {
     const draws = Array.from({length: DRAWS}, (_, k) => Panels.picture(images, `${k + 1}`, "small", `draw ${k + 1}`));
     const say = Panels.status(root);
 
-    element(root, "p", {}, "The code's numbers, the most informative first, with their KL in nats. The images show what "
-      + "each does to this digit from −3 to 3, the bar where the cloud is: one sigma to each side.");
+    element(root, "p", {}, "The code's numbers, the most informative first, with their KL in nats. The images show "
+      + "what each does to this digit from −3 to 3, the bar where the cloud is: one sigma to each side.");
     const list = element(root, "div", {class: "dimensions"});
     const dimensions = used.map(j => {
       const box = element(list, "div", {class: "dimension"});
       const strip = element(box, "canvas", {width: 7 * 28, height: 28, "aria-hidden": "true"});
       const band = element(element(box, "div", {class: "track"}), "div", {class: "band"});
-      const set = Panels.slider(box, `z${j + 1}, ${fixed(kl[j])} nats`, {min: -3, max: 3, step: 0.05, value: 0}, value => {
+      const label = `z${j + 1}, ${fixed(kl[j])} nats`, range = {min: -3, max: 3, step: 0.05, value: 0};
+      const set = Panels.slider(box, label, range, value => {
         center[j] = value;
         bands();
         decode();

@@ -8,7 +8,7 @@ Panels.define("words", {
     + "changes if you take the second nearest code instead of the nearest?",
   weights: ["vqvae_encoder", "vqvae_decoder"],
   build(root, {vqvae_encoder: {encode}, vqvae_decoder}) {
-    const {element, row, picture, button, choice, status, drag, soon, clamp, fixed, sum, vocabulary} = Panels;
+    const {element, row, picture, button, choice, status, tap, soon, clamp, fixed, sum, vocabulary} = Panels;
     const {photographs, codebook} = vqvae_decoder, words = vocabulary(vqvae_decoder), size = codebook.length / words.n;
     const photograph = i => photographs.subarray(3072 * i, 3072 * (i + 1));
     let z, before = [], list = [], cell = 27;
@@ -36,7 +36,7 @@ Panels.define("words", {
     const all = picture(root, `all ${words.n} words, by brightness and hue`, "palette",
                         "all words: arrow keys put another one into the chosen place");
     const aim = cursor(all.canvas);
-    let columns = 32, order = [];
+    let columns, order = [];
 
     function cursor(canvas) {  // a frame on a canvas; returns move(place, columns, rows)
       const frame = element(canvas.parentNode, "div", {class: "frame"});
@@ -51,31 +51,38 @@ Panels.define("words", {
     // The palette: dark words in the upper rows, and each row by its hues.
     function arrange() {
       const hue = ([r, g, b]) => Math.atan2(Math.sqrt(3) * (g - b), 2 * r - g - b), by = f => (a, b) => f(a) - f(b);
-      columns = root.clientWidth < 520 ? 16 : 32;
+      const fit = root.clientWidth < 520 ? 16 : 32;
+      if (fit === columns) return;
+      columns = fit;
       order = [...Array(words.n).keys()].sort(by(word => sum(words.rgb(word))));
       for (let i = 0; i < words.n; i += columns)
         order.splice(i, columns, ...order.slice(i, i + columns).sort(by(word => hue(words.rgb(word)))));
       words.paint(all.canvas, order, columns);
-      show();
+      if (z) show();
     }
 
     function distances(place) {  // from z in this place to each code
-      return Float32Array.from({length: words.n}, (_, word) => {
+      const here = new Float32Array(size), far = new Float32Array(words.n);
+      for (let i = 0; i < size; i++) here[i] = z[64 * i + place];
+      for (let word = 0; word < words.n; word++) {
         let square = 0;
-        for (let i = 0; i < size; i++) square += (z[64 * i + place] - codebook[size * word + i]) ** 2;
-        return Math.sqrt(square);
-      });
+        for (let i = 0, at = size * word; i < size; i++) square += (here[i] - codebook[at + i]) ** 2;
+        far[word] = Math.sqrt(square);
+      }
+      return far;
     }
 
     function see(x) {
-      z = encode(x.map(value => value - 0.5));
-      before = Array.from({length: 64}, (_, place) => {
-        const far = distances(place);
-        return far.indexOf(Math.min(...far));
-      });
-      list = [...before];
       original.draw(x);
-      show();
+      setTimeout(() => {  // a task of its own
+        z = encode(x.map(value => value - 0.5));
+        before = Array.from({length: 64}, (_, place) => {
+          const far = distances(place);
+          return far.indexOf(Math.min(...far));
+        });
+        list = [...before];
+        show();
+      });
     }
 
     async function own(chosen) {  // its largest square in the middle, as 32 x 32 pixels
@@ -114,12 +121,10 @@ Panels.define("words", {
     });
 
     function put(word) { list[cell] = word; show(); }
-    const place = (u, v, columns, rows) =>
-      clamp(Math.floor(v * rows), 0, rows - 1) * columns + clamp(Math.floor(u * columns), 0, columns - 1);
+    function choose(place) { cell = place; show(); }
     const stay = (value, n) => clamp(value, 0, n - 1);
-    drag(grid.canvas, (u, v) => { cell = place(u, v, 8, 8); show(); },
-         (right, down) => { cell = stay((cell >> 3) + down, 8) * 8 + stay(cell % 8 + right, 8); show(); });
-    drag(all.canvas, (u, v) => put(order[place(u, v, columns, words.n / columns)]), (right, down) => {
+    tap(grid.canvas, choose, (right, down) => choose(stay((cell >> 3) + down, 8) * 8 + stay(cell % 8 + right, 8)));
+    tap(all.canvas, place => put(order[place]), (right, down) => {
       const at = order.indexOf(list[cell]), line = stay(Math.floor(at / columns) + down, words.n / columns);
       put(order[line * columns + stay(at % columns + right, columns)]);
     });
