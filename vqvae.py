@@ -506,9 +506,9 @@ parser.add_argument("--out-dir", type=Path, default=Path("runs"), help="results 
 parser.add_argument("--show", action="store_true", help="open the figures in windows as well")
 parser.add_argument("--smoke", action="store_true", help="every step in seconds, on a few hundred images")
 parser.add_argument("--validation", action="store_true", help="measure on 5,000 held-out training images")
-# The defaults with --reference, which also sets ResidualStack's relu_skip, and Adam's betas and a constant rate.
+# The defaults with --reference. It also means relu_skip, and Adam with a constant rate and its usual betas.
 NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True}
-# The flags that may change with --resume. With another value of any other it would be another run.
+# What may change with --resume. With another value of any other flag it would be another run.
 CHANGEABLE = {"lr", "stop_at", "no_prior", "device", "data_dir", "out_dir", "show", "resume"}
 
 
