@@ -72,18 +72,18 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("n_updates", torch.tensor(0))  # a buffer, so that a checkpoint has it
 
     def nearest(self, z):
-        """z (M, D) -> index of the nearest code (M,)"""
+        """z (V, D) -> index of the nearest code (V,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
-        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of the distances (M, K)
+        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of the distances (V, K)
 
     @torch.no_grad()
     def update(self, z, index):
-        """Moves each code to the running mean of the z that use it (if ema), and revives the dead. z (M, D), index (M,)
+        """Moves each code to the running mean of the z that use it (if ema), and revives the dead. z (V, D), index (V,)
 
             N_i <- decay N_i + (1 - decay) n_i      n_i of the batch's vectors use code i
             m_i <- decay m_i + (1 - decay) sum of these vectors,      e_i <- m_i / N_i
         """
-        # index_add_ adds each vector to its code's row. The usual product with a one-hot matrix (M, K) does K times
+        # index_add_ adds each vector to its code's row. The usual product with a one-hot matrix (V, K) does K times
         # the work, nearly all of it multiplications by 0.
         count = torch.zeros_like(self.ema_count).index_add_(0, index, torch.ones_like(z[:, 0]))  # n_i, (K,)
         total = torch.zeros_like(self.codebook).index_add_(0, index, z)  # (K, D)
@@ -97,14 +97,14 @@ class VectorQuantizer(nn.Module):
         self.revive(z)
 
     def revive(self, z):
-        """Each code that is used less than 0.4 times its fair share becomes one of z (M, D), another each if M >= K."""
+        """Each code that is used less than 0.4 times its fair share becomes one of z (V, D), another each if V >= K."""
         self.n_updates += 1
         order = torch.randperm(len(z), device=z.device)  # drawn in any case: --no-revive sees the same batches
         if self.n_updates > self.revive_until:
             return
         share = len(z) / len(self.codebook)  # n_i if all codes were used alike
         dead = self.ema_count < 0.4 * share  # (K,)
-        chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D); again from the start if M < K
+        chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D); again from the start if V < K
         self.codebook[dead] = chosen[dead]
         # Just above the threshold: 0.48 * 0.99^19 < 0.4, so if no z uses it, it is revived again 19 updates later.
         self.ema_count[dead] = 0.48 * share
