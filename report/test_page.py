@@ -440,9 +440,11 @@ def test_print():
             hidden = tab.evaluate("""["#code", ".text > header", ".panel"].flatMap(s => [...document.querySelectorAll(s)])
                 .filter(e => e.offsetHeight).length""")
             assert hidden == 0
+            assert tab.evaluate("""[...document.querySelectorAll("main details:not(.whole) > p")]
+                .every(p => p.getBoundingClientRect().height > 0)"""), "a folded answer is not printed"
             pdf = tab.pdf(format="A4")
             assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 20
-            if script:
+            if script:  # for browsers that do not let a style sheet unfold
                 tab.evaluate("dispatchEvent(new Event('beforeprint'))")
                 assert tab.evaluate("[...document.querySelectorAll('main details:not(.whole)')].every(d => d.open)")
 
