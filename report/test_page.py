@@ -1320,7 +1320,7 @@ def test_words():
         expect(f"{what}: its words", colors(canvas(section, "the 64 words"))[0], swatches[words].T, 0.003)
         expect(f"{what}: decoded", colors(canvas(section, "what the decoder"))[0], decoded(words))
         expect(f"{what}: the difference", colors(canvas(section, "what your"))[0],
-               (decoded(words) - decoded(before)).abs())
+               (4 * (decoded(words) - decoded(before)).abs()).clamp(max=1), 4 * NEAR)
         row, column, word, rank = numbers_in(status(section))[:4]
         assert (row, column, word) == (cell // 8 + 1, cell % 8 + 1, words[cell]), (what, status(section))
         assert rank == int((far[cell] < far[cell, words[cell]]).sum()) + 1, what
