@@ -124,7 +124,11 @@
     if (event.target.closest("#menu")) return toggle(menu.getAttribute("aria-expanded") !== "true");
     if (!event.target.closest("#contents") || link) toggle(false);
     if (event.target.closest("#shut")) return shut();
-    if (link && link.pathname === location.pathname && !event.ctrlKey && !event.metaKey && toCode(link.hash)) {
+    if (link && quote) {  // the file and line above it: all of its lines
+      event.preventDefault();
+      if (!wide.matches) open();
+      showQuote(quote);
+    } else if (link && link.pathname === location.pathname && !event.ctrlKey && !event.metaKey && toCode(link.hash)) {
       event.preventDefault();
     } else if (quote && wide.matches && !String(getSelection())) showQuote(quote);
   });

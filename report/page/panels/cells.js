@@ -12,8 +12,9 @@ Panels.define("cells", {
     const {element, row, button, choice, status, drag, soon, normals, fixed, sum} = Panels;
     const CODES = [[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]];
     const N = 43, STEPS = 300, RATE = 0.2, DECAY = 0.9;  // images; steps of a run; of z; of the moving average
-    const RULES = [{name: "no commitment loss", pull: 0}, {name: "with commitment loss, λ = 1", pull: 1},
-                   {name: "none, and the push without its outward part", pull: 0, inward: true}];
+    const RULES = [{name: "no commitment loss", color: "rule-1", pull: 0},
+                   {name: "with commitment loss, λ = 1", color: "rule-0", pull: 1},
+                   {name: "none, and the push without its outward part", color: "rule-2", pull: 0, inward: true}];
     let rule = 0, view = 3.5, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
@@ -36,6 +37,9 @@ Panels.define("cells", {
       + "the decoder is a 2 × 2 matrix, at each step the best one, and the codes follow by the moving average. (Its λ "
       + "is not on the report's scale.)");
     const chart = element(side, "div", {class: "drawing", style: "height: 130px", "aria-hidden": "true"});
+    const colors = element(side, "p", {class: "legend"});
+    for (const [i, text] of ["none", "λ = 1", "without the outward part"].entries())
+      element(colors, "span", {class: `key ${RULES[i].color}`}, text);
 
     // ---- The tiny VQ-VAE. A vector is [a, b], the decoder is [[a, b], [c, d]]. -------------------------------------
 
@@ -163,7 +167,8 @@ Panels.define("cells", {
         + arrow(z[0], plus(e, z[0], -1), "nearest") + arrow(e, drawn(push), "push wish")
         + arrow(z[0], drawn(push), "push") + arrow(z[0], drawn(outward), "outward")
         + (pull ? arrow(z[0], drawn(away.map(value => -pull * value)), "pull") : "")
-        + dots([z[0]], "z", 7) + "</svg>";
+        + dots([z[0]], "z", 7) + [-view, view].map((edge, i) => `<text x="${i ? width - 6 : 6}" y="16" `
+          + `text-anchor="${i ? "end" : "start"}">${fixed(edge, 1)}</text>`).join("") + "</svg>";
       const way = cosine > 0 ? "away from it" : "towards it";
       say(`Step ${curves[rule].length - 1}. The large z is ${fixed(norm(away))} from its code, and the push leads `
         + `${way} (cosine ${fixed(cosine)})${inward && cosine > 0 ? "; that part is taken out" : ""}. `
@@ -181,8 +186,8 @@ Panels.define("cells", {
       const line = (curve, i) => {
         if (!curve.length) return "";
         const [right, low] = at(curve.at(-1), curve.length - 1);
-        return `<path class="curve rule-${i}" d="M${curve.map((value, t) => at(value, t).join(" ")).join("L")}"/>`
-          + `<circle class="rule-${i}" r="4" cx="${right}" cy="${low}"/>`;
+        return `<path class="curve ${RULES[i].color}" d="M${curve.map((value, t) => at(value, t).join(" ")).join("L")}"/>`
+          + `<circle class="${RULES[i].color}" r="4" cx="${right}" cy="${low}"/>`;
       };
       chart.innerHTML = `<svg><path class="axis" d="M26 10V110H${width - 4}"/>${curves.map(line).join("")}`
         + `<text x="22" y="16" text-anchor="end">${top}</text><text x="22" y="112" text-anchor="end">0</text>`

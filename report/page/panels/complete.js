@@ -30,13 +30,9 @@ Panels.define("complete", {
     const say = Panels.status(root);
     const many = element(root, "div", {class: "grid"}), pictures = [], answers = [];
 
-    // What is known is shown as it is.
+    // What is known is shown as it is, and so adds nothing to the error.
     const whole = x => x.map((value, i) => given(i) ? pad.x[i] : value);
-    const error = x => {
-      let total = 0;
-      for (let i = 0; i < 784; i++) if (!given(i)) total += (x[i] - pad.x[i]) ** 2;
-      return total / (784 - visible.length);
-    };
+    const error = x => Panels.sum(x.map((value, i) => (value - pad.x[i]) ** 2)) / (784 - visible.length);
     const complete = Panels.soon(() => {
       c = Float32Array.from(visible, i => pad.x[i]);
       quarter.draw(pad.x.map((value, i) => given(i) ? value : 0.4));

@@ -114,7 +114,7 @@ Panels.define("prior", {
         context.clearRect(4 * column, 4 * line, 32, 4);
         context.clearRect(0, 4 * line + 4, 32, 32);
       }
-      likely.hidden = list.length === LENGTH;
+      likely.style.visibility = list.length === LENGTH ? "hidden" : "visible";
       if (list.length === LENGTH) return say("All 64 words are written.");
       const ranked = next();
       options.forEach((made, i) => {

@@ -23,7 +23,7 @@ Panels.define("words", {
     const grid = picture(pictures, "its 64 words: choose one", "quarter",
                          "the 64 words in the colours that they decode to: arrow keys choose a place");
     const decoded = picture(pictures, "what the decoder makes of them", "quarter");
-    const difference = picture(pictures, "what your changes changed", "quarter");
+    const difference = picture(pictures, "what your changes changed, four times as bright", "quarter");
     const cursors = [cursor(grid.canvas), cursor(decoded.canvas)];
     const say = status(root), controls = row(root, "controls");
     button(controls, "take back all changes", () => { list = [...before]; show(); });
@@ -104,7 +104,7 @@ Panels.define("words", {
       words.paint(grid.canvas, list, 8);
       const x = words.decode(list), old = words.decode(before);
       decoded.draw(x);
-      difference.draw(x.map((value, i) => Math.abs(clamp(value, 0, 1) - clamp(old[i], 0, 1))));
+      difference.draw(x.map((value, i) => 4 * Math.abs(clamp(value, 0, 1) - clamp(old[i], 0, 1))));
       cursors.forEach(move => move(cell, 8, 8));
       aim(order.indexOf(list[cell]), columns, words.n / columns);
       const far = distances(cell), ranked = [...far.keys()].sort((a, b) => far[a] - far[b]);
