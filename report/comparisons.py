@@ -302,10 +302,10 @@ def vae_plane():
 
 
 @torch.no_grad()
-def handwritings():
-    """Ten digits in four handwritings: the first four z that cvae.py's own figure has."""
+def handwritings(run):
+    """Ten digits in four handwritings: with the main run, the first four z that cvae.py's own figure has."""
     torch.manual_seed(0)
-    model = load("cvae", "main", 0, cvae.myVAE)
+    model = load("cvae", run, 0, cvae.myVAE)
     z = torch.randn(8, model.latent_dim)[:4].repeat_interleave(10, dim=0)
     return common.plot_images(model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28))
 
@@ -580,7 +580,8 @@ FIGURES = {
     "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples,
     "vae/latent_space": vae_plane,
-    "cvae/handwritings": handwritings,
+    "cvae/handwritings": lambda: handwritings("main"),
+    "cvae/digits_as_vae": lambda: handwritings("as-vae"),
     "cvae_structured/best_of_k_all": best_of_k_all,
     "vqvae/commitment": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]},
                                           ("train_reconstruction", "test_z_norm")),
