@@ -1,17 +1,15 @@
-"""Holds the pages, their figures and the browser page to what they claim: `python report/test_report.py`, or with a
-word behind it the tests that have it in their name.
+"""Holds the pages, their numbers and their figures to what they claim: `python report/test_report.py`, or with a word
+behind it the tests that have it in their name.
 
 Nothing is trained for real, no network is needed, nothing is left behind. `pytest report/test_report.py` works, too.
-Without Chromium or Chrome the test of the browser page is skipped. test_all.py tests the scripts.
+test_all.py tests the scripts, test_page.py the pages in a browser.
 """
 
 import contextlib
-import json
 import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ import torch.nn.functional as F
 
 REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
-sys.path[:0] = [str(ROOT), str(REPORT), str(REPORT / "explore")]
+sys.path[:0] = [str(ROOT), str(REPORT)]
 
 # test_all refuses python -O, and keeps everything on the CPU.
 from test_all import cifar10, expect, given, mnist, quiet, replaced, smoke, smoke_sets
@@ -37,7 +35,6 @@ import comparisons
 import cvae
 import cvae_structured
 import denoise_ae
-import export
 import pages
 import reproduce
 import vae
@@ -115,8 +112,6 @@ def test_links_and_figures_of_the_pages_are_there():
             file = page.parent / file if file else page
             assert file.exists(), f"{page.name}: {target}"
             assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{page.name}: {target}"
-    explore = (REPORT / "explore" / "index.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'report\.md#([^"]+)"', explore)) <= anchors(ROOT / "report.md")
     for script, module in SCRIPTS.items():  # each script names its section
         assert re.search(r"report\.md#(\S+)", module.__doc__)[1] in anchors(ROOT / "report.md"), script
 
@@ -810,55 +805,6 @@ def test_no_comparison_has_the_name_of_a_scripts_own_figure():
         own = {path.stem for path in smoke(script).folder.glob("*.png")}
         assert own, script
         assert not own & {Path(name).name for name in comparisons.FIGURES if name.startswith(f"{script}/")}, script
-
-
-# %% The browser page
-
-EXPLORE = REPORT / "explore"
-
-
-def test_explore_needs_nobody_and_has_todays_models():
-    for name in ("index.html", "explore.js", "weights.js"):
-        elsewhere = r"https?:" if name == "weights.js" else r"https?:|fetch|import|XMLHttp|[\"'(]//\w"
-        assert not re.search(elsewhere, (EXPLORE / name).read_text(encoding="utf-8")), f"{name} names an address"
-
-    def bare(packed):  # without the numbers
-        if isinstance(packed, dict):
-            return {key: bare(value) for key, value in packed.items() if key != "data"}
-        return [bare(item) for item in packed] if isinstance(packed, list) else packed
-
-    text = (EXPLORE / "weights.js").read_text(encoding="utf-8")
-    networks = json.loads(text.removeprefix("const PAGE = ").rstrip(";\n"))["networks"]
-    models = {"ae": ae.Autoencoder(), "denoise_ae": denoise_ae.DenoiseAE(), "vae": vae.myVAE(),
-              "plane": vae.myVAE(latent_dim=2), "cvae": cvae.myVAE(latent_dim=10, conditional_vec_dim=10),
-              "cvae_structured": cvae_structured.myVAE(conditional_vec_dim=196),
-              "baseline": cvae_structured.BaselineNN(), "vqvae": vqvae.VQVAE()}
-    assert networks.keys() == models.keys() == export.MODELS.keys()
-    for name, model in models.items():
-        today = json.loads(json.dumps(bare(export.layers(export.network(name, model)))))
-        assert today == bare(networks[name]["layers"]), f"{name} has changed: python report/explore/export.py"
-
-
-def test_explore_computes_what_pytorch_computes():
-    """The page compares its networks' outputs with PyTorch's when it starts, and says what came of it."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome",
-             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        raise unittest.SkipTest("no Chromium or Chrome here")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom",
-                   (EXPLORE / "index.html").as_uri()]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{browser} did not open the page in five minutes") from None
-    if "ERR_FILE_NOT_FOUND" in run.stdout or "ERR_ACCESS_DENIED" in run.stdout:
-        raise unittest.SkipTest(f"{browser} may not read files here")
-    difference = re.search(r'data-difference="([^"]*)"', run.stdout)
-    assert difference, f"{browser} does not show the page, or the page's script does not run: {run.stderr[-500:]}"
-    assert 'data-check="ok"' in run.stdout, f"the page's networks are wrong by {difference[1]}"
-    assert run.stdout.count("<canvas") > 80, "a panel of the page is missing"
 
 
 if __name__ == "__main__":
