@@ -115,11 +115,14 @@ Panels.define("planes", {
 
       const decode = Panels.soon(() => {
         image.draw(decoder(Float32Array.from(z)));
+        describe();
+        speak();
+      });
+      const describe = () => {
         const [x, y] = at(z), outside = x < 0 || x > SIZE || y < 0 || y > SIZE;
         const numbers = z.map(value => fixed(value, 1)).join(", ");
         image.say(`decoded from z = (${numbers})${outside ? ", outside the frame" : ""}`);
-        speak();
-      });
+      };
       const move = (place, spread = null) => {
         [z, sigma] = [place, spread];
         dot = nearest(z);
@@ -155,7 +158,7 @@ Panels.define("planes", {
           move([...mu], spread && [...spread]);
           if (scale > 1) look();
         },
-        zoom: value => { scale = 2 ** value; look(); decode(); },
+        zoom: value => { scale = 2 ** value; look(); describe(); },
         look,
         words: () => `z = (${z.map(value => fixed(value, 1)).join(", ")})`
           + (sigma ? `, sigma = (${sigma.map(value => fixed(value, 2)).join(", ")})` : ""),
