@@ -173,7 +173,7 @@ Panels.define("planes", {
     encode(first);
     all.forEach(plane => plane.look());
     element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, "
-      + "which neither network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. The red "
-      + "ellipse: two sigma. Zoom in to see it.");
+      + "which neither network has seen. On the right is section 3's network. Circles: its prior, with 39 %, 86 % and "
+      + "99 % of what N(0, I) draws. The red ellipse: two sigma. Zoom in to see it.");
   },
 });
