@@ -151,6 +151,8 @@ def test_diagrams_are_those_of_the_text():
                      ("a", "d", "over", False), ("e", "b", None, False), ("d", "b", "back", True)]
     at, back = diagrams.place(nodes, edges)
     assert at == {"a": (0, 0), "b": (1, 0), "c": (2, 0), "d": (3, 0), "e": (1, -1)} and back == {("d", "b")}
+    corners = [path.count("L") for path in re.findall(r'class="edge[^>]*', diagrams.draw(source, down=False))]
+    assert corners == [1, 1, 1, 3, 1, 3], corners  # only a to d and back to b have to go around others
     assert "one two to round (x &lt; y)" in diagrams.draw(source, down=False)
     for wrong in ("flowchart TB\n  a --> b", 'flowchart LR\n  a["x"] ==> b["y"]', 'flowchart LR\n  a{"x"} --> b["y"]'):
         try:
@@ -182,6 +184,7 @@ def test_what_build_makes_of_markdown():
     broken = made(r"$\log p(x|c) - \log p(x) = \log p(c|x) - \log p(c) \le -\log p(c)$")
     assert broken.count("<math>") == 5 and broken.count("<wbr>") == 4  # after - = - and ≤, but not after the sign
     assert made(r"$E\lVert f - m \rVert^2 = a + b + c + d + e$").count("<wbr>") == 5  # not within the bars
+    assert made("$f(a + b + c + d) = g(h + i - j)$").count("<wbr>") == 1  # not within brackets, if it is short
     assert "<msup>" not in made("$f'(z)$") and "<munder>" in made("```math\n\\mathop{\\mathrm{argmin}}_j x\n```")
     quote = made(pages.render("<!--code:vae.py:myVAE.kl_divergence-->\n```python\n```"))
     lines = re.search(r'data-lines="(\d+)-(\d+)" data-whole="(\d+)-(\d+)"', quote).groups()
@@ -276,6 +279,21 @@ def test_colours_have_enough_contrast():
                 darker, lighter = sorted((luminance(colors[ink]), luminance(colors[paper])))
                 contrast = (lighter + 0.05) / (darker + 0.05)
                 assert contrast >= 4.5, f"{name}: --{ink} on --{paper}: {contrast:.1f}"
+
+
+def test_words_of_diagrams_lie_in_their_boxes():
+    for size, kind in ((WIDE, "along"), (NARROW, "down")):
+        with opened(size=size) as tab:
+            outside = tab.evaluate("""kind => [...document.querySelectorAll(`.chart .${kind}`)].flatMap(svg => {
+                const inside = (a, b) => a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;
+                const box = e => e.getBoundingClientRect(), nodes = [...svg.querySelectorAll(".node")].map(box);
+                const touch = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+                return [...svg.querySelectorAll("text")].filter(text => !inside(box(text), box(svg)) ||
+                    (text.matches(".label") ? nodes.some(node => touch(box(text), node))
+                                            : !nodes.some(node => inside(box(text), node)))).map(text => text.outerHTML);
+            })""", kind)
+            assert tab.evaluate("kind => document.querySelectorAll(`.chart .${kind}`)[0].checkVisibility()", kind)
+            assert not outside, f"{kind}: {outside}"
 
 
 def test_nothing_overflows_on_a_phone():
@@ -463,7 +481,7 @@ def test_print():
                 .filter(e => e.offsetHeight).length""")
             assert shown == 0
             assert tab.evaluate("""[...document.querySelectorAll("main details:not(.whole) > p")]
-                .every(p => p.getBoundingClientRect().height > 0)"""), "a folded answer is not printed"
+                .every(p => p.checkVisibility())"""), "a folded answer is not printed"
             pdf = tab.pdf(format="A4")
             assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 20
             if script:  # for browsers that do not let a style sheet unfold
