@@ -1138,7 +1138,7 @@ def test_bells():
             (path,), _ = svg(section, f"path.{kind}")
             points = torch.tensor([float(number) for number in re.findall(r"-?[\d.]+", path["d"])]).reshape(-1, 2)[1:-1]
             density = torch.distributions.Normal(m, s).log_prob(10 * points[:, 0] / width - 5).exp()
-            expect(f"{what}: bell {kind}", (220 - points[:, 1]) * 1.4 / 212, density, 0.02)
+            expect(f"{what}: bell {kind}", (219 - points[:, 1]) * 1.4 / 211, density, 0.02)
         return noise
 
     for how, width, options in ways():
@@ -1150,7 +1150,7 @@ def test_bells():
                     for _ in range(n):
                         drawing.press(key)
             else:  # the top, and then the right side
-                place = lambda mu, density: ((mu + 5) / 10, (220 - 212 * density / 1.4) / 300)
+                place = lambda mu, density: ((mu + 5) / 10, (219 - 211 * density / 1.4) / 300)
                 stroke(drawing, [place(1.2, 0.798), place(0, 0.5), place(-0.5, 0.3)], how)
                 stroke(drawing, [place(0.0, 0.484), place(0.2, 0.4), place(0.4, 0.1)], how)
             compare(section, f"moved by {how}", -0.5, 0.9, epsilon)
@@ -1196,7 +1196,7 @@ def test_cells():
     codes = torch.tensor([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]],
                          dtype=torch.float64)
 
-    def dots(section, kind, view=3.5):
+    def dots(section, kind, view=3.7):
         found, width = svg(section, f"circle.{kind}")
         places = torch.tensor([[float(dot["cx"]), float(dot["cy"])] for dot in found], dtype=torch.float64)
         return (places / width * 2 - torch.tensor([1, 24 / 28])) * torch.tensor([view, -view])
