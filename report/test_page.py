@@ -384,7 +384,12 @@ def test_the_code_column_follows_the_reading():
                 tab.evaluate("id => document.getElementById(id).scrollIntoView()", section)
                 settled(tab)
                 script = tab.evaluate("id => document.getElementById(id).dataset.script", section)
-                assert marked(tab)[:2] == [script, []] or marked(tab)[0] == script, section
+                assert marked(tab)[0] == script, section
+    with opened() as tab:  # until a section's first quotation, also names of functions
+        tab.evaluate("""document.querySelector("a[href^='#vae.py-L']").scrollIntoView({block: "center"})""")
+        settled(tab)
+        number = (ROOT / "vae.py").read_text(encoding="utf-8").splitlines().index("class myVAE(nn.Module):") + 1
+        assert marked(tab)[:3] == ["vae.py", [number], True], marked(tab)
 
 
 def test_a_click_shows_the_code():
@@ -400,6 +405,7 @@ def test_a_click_shows_the_code():
         tab.mouse.click(box["x"] + 200, box["y"] + 50)
         settled(tab)
         assert marked(tab) == before and tab.evaluate("scrollY") == place
+        tab.evaluate("document.querySelectorAll('main details').forEach(d => d.open = true)")
         for link in tab.locator("main :not(figcaption) > a[href*='.py-L']").all():
             script, line = re.fullmatch(r"#([\w.]+)-L(\d+)", link.get_attribute("href")).groups()
             link.scroll_into_view_if_needed()

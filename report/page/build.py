@@ -275,10 +275,9 @@ def convert(text, folder, scripts):
 
 
 def build(source):
-    """The page of a Markdown file, with the scripts that it quotes or links to."""
+    """The page of a Markdown file, with the scripts that it quotes, or all."""
     text = source.read_text(encoding="utf-8")
-    used = re.findall(r"<!--code:(\w+\.py)|\]\((?:\.\./)?(\w+\.py)\b", text)
-    scripts = [script for script in SCRIPTS if any(script in found for found in used)]
+    scripts = [script for script in SCRIPTS if PAGES[source] == "index.html" or f"<!--code:{script}" in text]
     body, headings = convert(text, source.parent, scripts)
     page = PAGES[source]
     title = re.search(r"^# (.*)", text, re.MULTILINE)[1]
