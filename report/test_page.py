@@ -1395,6 +1395,8 @@ def test_words():
                     cell = cursor(section, -1)
                     row, column = round(cell[1] * rows), round(cell[0] * columns)
                 else:
+                    palette.evaluate("(canvas, share) => { const figure = canvas.closest('figure'); "
+                                     "figure.scrollTop = share * canvas.clientHeight - 100; }", row / rows)
                     stroke(palette, [((column + 0.5) / columns, (row + 0.5) / rows)], how)
                 word = int(numbers_in(status(section))[2])
                 expect(f"the word under the {how}", swatches[word], order[:, row, column], 0.003)
