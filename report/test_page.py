@@ -181,6 +181,8 @@ def test_what_build_makes_of_markdown():
             "<details><summary>A</summary>\n\nb. </details>":
                 "<details><summary>A</summary>\n<p>b.</p>\n</details>"}.items():
         assert made(text) == html, f"expected\n{html}\ngot\n{made(text)}"
+    assert re.findall(r'id="([^"]*)"', made("## `vae.py`: What, and why?\n\n## A B\n\n### A B")) == [
+        "vaepy-what-and-why", "a-b", "a-b-1"]
     broken = made(r"$\log p(x|c) - \log p(x) = \log p(c|x) - \log p(c) \le -\log p(c)$")
     assert broken.count("<math>") == 5 and broken.count("<wbr>") == 4  # after - = - and ≤, but not after the sign
     assert made(r"$E\lVert f - m \rVert^2 = a + b + c + d + e$").count("<wbr>") == 5  # not within the bars
