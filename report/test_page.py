@@ -1,5 +1,5 @@
-"""Holds the pages for the browser, report/*.html, to what they claim: `python report/test_page.py`, or with words behind
-it the tests that have them all in their names.
+"""Holds the pages for the browser, report/*.html, to what they claim: `python report/test_page.py`, or with words
+behind it the tests that have them all in their names.
 
 Needs Chromium or Chrome, without it all is skipped but what needs none. `pytest report/test_page.py` works, too.
 """
@@ -36,6 +36,7 @@ import cvae_structured
 import denoise_ae
 import diagrams
 import export
+import pages
 import vae
 import vqvae
 from axe_playwright_python.sync_playwright import Axe
@@ -89,7 +90,8 @@ def settled(tab):
     tab.evaluate("""async () => {
         const frame = () => new Promise(done => requestAnimationFrame(done));
         const state = () => `${scrollY} ${document.querySelector(".files")?.scrollTop}`;
-        for (let still = 0, last; still < 4; still = state() === last ? still + 1 : 0) { last = state(); await frame(); }
+        let last = "", still = 0;
+        while (still < 4) { await frame(); still = state() === last ? still + 1 : 0; last = state(); }
     }""")
 
 
@@ -99,8 +101,8 @@ def test_pages_are_what_build_makes_today():
     for source, page in build.PAGES.items():
         committed, today = (REPORT / page).read_text(encoding="utf-8").splitlines(), build.build(source).splitlines()
         for number, (line, expected) in enumerate(zip(committed, today), 1):
-            assert line == expected, f"python report/page/build.py changes line {number} of {page}:\n{line[:300]}\nto\n" \
-                                     f"{expected[:300]}"
+            assert line == expected, (f"python report/page/build.py changes line {number} of {page}:\n{line[:300]}\n"
+                                      f"to\n{expected[:300]}")
         assert len(committed) == len(today), page
 
 
@@ -149,6 +151,8 @@ def test_diagrams_are_those_of_the_text():
                      ("a", "d", "over", False), ("e", "b", None, False), ("d", "b", "back", True)]
     at, back = diagrams.place(nodes, edges)
     assert at == {"a": (0, 0), "b": (1, 0), "c": (2, 0), "d": (3, 0), "e": (1, -1)} and back == {("d", "b")}
+    corners = [path.count("L") for path in re.findall(r'class="edge[^>]*', diagrams.draw(source, down=False))]
+    assert corners == [1, 1, 1, 3, 1, 3], corners  # only a to d and back to b have to go around others
     assert "one two to round (x &lt; y)" in diagrams.draw(source, down=False)
     for wrong in ("flowchart TB\n  a --> b", 'flowchart LR\n  a["x"] ==> b["y"]', 'flowchart LR\n  a{"x"} --> b["y"]'):
         try:
@@ -162,7 +166,7 @@ def test_what_build_makes_of_markdown():
     def made(text):
         return build.convert(text, ROOT, ["vae.py"])[0].strip()
 
-    kl, = [node.lineno for node in [build.find("vae.py", "myVAE.kl_divergence")]]
+    kl = build.find("vae.py", "myVAE.kl_divergence").lineno
     for text, html in {
             "3.1 ± 0.2<!--vae:loss--> \"nats\"": "<p>3.1 ± 0.2 “nats”</p>",
             "[`kl`](vae.py#L97)": '<p><a href="#vae.py-L97"><code>kl</code></a></p>',
@@ -177,19 +181,24 @@ def test_what_build_makes_of_markdown():
             "<details><summary>A</summary>\n\nb. </details>":
                 "<details><summary>A</summary>\n<p>b.</p>\n</details>"}.items():
         assert made(text) == html, f"expected\n{html}\ngot\n{made(text)}"
+    assert re.findall(r'id="([^"]*)"', made("## `vae.py`: What, and why?\n\n## A B\n\n### A B")) == [
+        "vaepy-what-and-why", "a-b", "a-b-1"]
     broken = made(r"$\log p(x|c) - \log p(x) = \log p(c|x) - \log p(c) \le -\log p(c)$")
     assert broken.count("<math>") == 5 and broken.count("<wbr>") == 4  # after - = - and ≤, but not after the sign
     assert made(r"$E\lVert f - m \rVert^2 = a + b + c + d + e$").count("<wbr>") == 5  # not within the bars
+    assert made("$f(a + b + c + d) = g(h + i - j)$").count("<wbr>") == 1  # not within brackets, if it is short
     assert "<msup>" not in made("$f'(z)$") and "<munder>" in made("```math\n\\mathop{\\mathrm{argmin}}_j x\n```")
-    quote = made("<!--code:vae.py:myVAE.kl_divergence-->\n```python\nreturn -0.5 * (1 + logvar - mu**2 - logvar.exp())\n```")
+    quote = made(pages.render("<!--code:vae.py:myVAE.kl_divergence-->\n```python\n```"))
     lines = re.search(r'data-lines="(\d+)-(\d+)" data-whole="(\d+)-(\d+)"', quote).groups()
-    assert lines[0] == lines[1] == lines[3] and int(lines[2]) == kl and "myVAE.kl_divergence</code>" not in quote
-    assert "myVAE.kl_divergence(mu, logvar)" in quote and ">return</i> -<i class=n>0.5</i>" in quote
+    assert lines[1] == lines[3] and int(lines[2]) == kl and "myVAE.kl_divergence(mu, logvar)" in quote
+    assert "<i class=k>return</i> " in quote and f"counter-reset:line {int(lines[0]) - 1}" in quote
     figure = made("![loss](report/vae/loss.png)\n\n**Figure 3.1.** It falls.\n\nSee figure 3.1, not figure 9.9.")
+    link = '<a href="#figure-3.1">3.1</a>'
     assert re.fullmatch(r'<figure id="figure-3.1">\s*<img src="vae/loss.png" alt="loss" width="\d+" height="\d+" '
-                        r'decoding="async">\s*<figcaption><strong>Figure <a href="#figure-3.1">3.1</a>.</strong> It falls.'
-                        r'</figcaption></figure>\s*<p>See figure <a href="#figure-3.1">3.1</a>, not figure 9.9.</p>', figure)
-    assert build.highlight('a = """b\nc"""  # d') == ['a = <i class=s>"""b</i>', '<i class=s>c"""</i>  <i class=c># d</i>']
+                        rf'decoding="async">\s*<figcaption><strong>Figure {link}.</strong> It falls.</figcaption>'
+                        rf'</figure>\s*<p>See figure {link}, not figure 9.9.</p>', figure)
+    code = ['a = <i class=s>"""b</i>', '<i class=s>c"""</i>  <i class=c># d</i>']
+    assert build.highlight('a = """b\nc"""  # d') == code
 
 
 # %% What one sees
@@ -216,8 +225,9 @@ def test_without_javascript_everything_is_there():
             assert tab.evaluate("document.querySelectorAll('main table').length") == len(
                 re.findall(r"^\|[-|]+\|$", markdown, re.MULTILINE)), page
             assert tab.evaluate("document.querySelectorAll('main details').length") == markdown.count("<details>")
-            hidden = tab.evaluate("""[...document.querySelectorAll("main *")].filter(e => !e.closest("details, svg, math"))
-                .filter(e => !e.matches("wbr, .panel") && getComputedStyle(e).display === "none").map(e => e.outerHTML)""")
+            hidden = tab.evaluate("""[...document.querySelectorAll("main *")]
+                .filter(e => !e.closest("details, svg, math") && !e.matches("wbr, .panel"))
+                .filter(e => getComputedStyle(e).display === "none").map(e => e.outerHTML)""")
             assert not hidden, f"{page}: {hidden}"
             for script in tab.evaluate("[...document.querySelectorAll('.script')].map(s => s.id)"):
                 code = tab.evaluate("id => document.getElementById(id).querySelector('pre').textContent", script)
@@ -263,13 +273,29 @@ def test_colours_have_enough_contrast():
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     css = (REPORT / "page" / "page.css").read_text(encoding="utf-8")
-    light, dark, printed = (dict(re.findall(r"--(\w+): #(\w+)", block)) for block in re.findall(r":root \{.*?\}", css, re.S))
+    blocks = re.findall(r":root \{.*?\}", css, re.DOTALL)
+    light, dark, printed = (dict(re.findall(r"--(\w+): #(\w+)", block)) for block in blocks)
     for name, colors in (("light", light), ("dark", dark), ("print", {**light, **printed})):
         for ink in ("ink", "soft", "accent", "comment", "string", "number", "builtin"):
             for paper in ("paper", "plate", "mark"):
                 darker, lighter = sorted((luminance(colors[ink]), luminance(colors[paper])))
                 contrast = (lighter + 0.05) / (darker + 0.05)
                 assert contrast >= 4.5, f"{name}: --{ink} on --{paper}: {contrast:.1f}"
+
+
+def test_words_of_diagrams_lie_in_their_boxes():
+    for size, kind in ((WIDE, "along"), (NARROW, "down")):
+        with opened(size=size) as tab:
+            outside = tab.evaluate("""kind => [...document.querySelectorAll(`.chart .${kind}`)].flatMap(svg => {
+                const inside = (a, b) => a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;
+                const box = e => e.getBoundingClientRect(), nodes = [...svg.querySelectorAll(".node")].map(box);
+                const touch = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+                return [...svg.querySelectorAll("text")].filter(text => !inside(box(text), box(svg)) ||
+                    (text.matches(".label") ? nodes.some(node => touch(box(text), node))
+                                            : !nodes.some(node => inside(box(text), node)))).map(text => text.outerHTML);
+            })""", kind)
+            assert tab.evaluate("kind => document.querySelectorAll(`.chart .${kind}`)[0].checkVisibility()", kind)
+            assert not outside, f"{kind}: {outside}"
 
 
 def test_nothing_overflows_on_a_phone():
@@ -322,7 +348,7 @@ def test_formulas_have_their_font():
                 elif "α" <= letter <= "ω":
                     letters.add(chr(ord(letter) - ord("α") + 0x1D6FC))
             missing = {letter for letter in letters if ord(letter) not in font}
-            assert not missing, f"{page}: add {missing} to fonts/characters.txt, and make the font anew: fonts/README.md"
+            assert not missing, f"{page}: add {missing} to fonts/characters.txt, and make the font anew (README.md there)"
     with opened() as tab:
         tab.evaluate("scrollTo(0, 9000)")
         settled(tab)
@@ -348,8 +374,8 @@ def test_the_code_column_follows_the_reading():
     for page in ("index.html", "vqvae.html"):
         with opened(page) as tab:
             quotes = tab.evaluate("""[...document.querySelectorAll(".quote")].map(q => [q.dataset.script,
-                q.dataset.lines.split("-").map(Number), [...q.querySelectorAll(".code span")].map(s => s.textContent.trim())
-                .join("\\n").trim()])""")
+                q.dataset.lines.split("-").map(Number),
+                [...q.querySelectorAll(".code span")].map(s => s.textContent.trim()).join("\\n").trim()])""")
             assert len(quotes) == (ROOT / "report.md" if page == "index.html" else REPORT / "vqvae.md").read_text(
                 encoding="utf-8").count("<!--code:") > 0
             for i, (script, (first, last), text) in enumerate(quotes):
@@ -360,7 +386,12 @@ def test_the_code_column_follows_the_reading():
                 tab.evaluate("id => document.getElementById(id).scrollIntoView()", section)
                 settled(tab)
                 script = tab.evaluate("id => document.getElementById(id).dataset.script", section)
-                assert marked(tab)[:2] == [script, []] or marked(tab)[0] == script, section
+                assert marked(tab)[0] == script, section
+    with opened() as tab:  # until a section's first quotation, also names of functions
+        tab.evaluate("""document.querySelector("a[href^='#vae.py-L']").scrollIntoView({block: "center"})""")
+        settled(tab)
+        number = (ROOT / "vae.py").read_text(encoding="utf-8").splitlines().index("class myVAE(nn.Module):") + 1
+        assert marked(tab)[:3] == ["vae.py", [number], True], marked(tab)
 
 
 def test_a_click_shows_the_code():
@@ -376,6 +407,7 @@ def test_a_click_shows_the_code():
         tab.mouse.click(box["x"] + 200, box["y"] + 50)
         settled(tab)
         assert marked(tab) == before and tab.evaluate("scrollY") == place
+        tab.evaluate("document.querySelectorAll('main details').forEach(d => d.open = true)")
         for link in tab.locator("main :not(figcaption) > a[href*='.py-L']").all():
             script, line = re.fullmatch(r"#([\w.]+)-L(\d+)", link.get_attribute("href")).groups()
             link.scroll_into_view_if_needed()
@@ -401,6 +433,9 @@ def test_code_on_a_phone():
         whole = quote.evaluate("q => q.querySelector('.whole .code').textContent")
         script, (first, last) = quote.get_attribute("data-script"), quote.get_attribute("data-whole").split("-")
         lines = (ROOT / script).read_text(encoding="utf-8").splitlines(keepends=True)
+        marks = quote.evaluate("q => [...q.querySelectorAll('.whole .on')].map(line => line.textContent.trim())")
+        assert marks == quote.evaluate("q => [...q.querySelector('.code').querySelectorAll('span')].map("
+                                       "line => line.textContent.trim())")
         assert whole == "".join(lines[int(first) - 1:int(last)]) and lines[int(first) - 1].lstrip().startswith("def")
         assert not tab.locator("#code").is_visible()
         link = tab.locator("main :not(figcaption) > a[href*='.py-L']").first
@@ -424,10 +459,11 @@ def test_contents_show_where_one_is():
     for size in (WIDE, NARROW, (1920, 1080)):
         with opened(size=size) as tab:
             for i in range(tab.locator("#contents ol a").count()):
-                anchor = tab.evaluate("i => decodeURIComponent(document.querySelectorAll('#contents ol a')[i].hash.slice(1))", i)
+                anchor = unquote(tab.evaluate("i => document.querySelectorAll('#contents ol a')[i].hash.slice(1)", i))
                 tab.evaluate("id => document.getElementById(id).scrollIntoView()", anchor)
                 settled(tab)
-                current = tab.evaluate("[...document.querySelectorAll('#contents ol [aria-current]')].map(a => decodeURIComponent(a.hash))")
+                current = tab.evaluate("[...document.querySelectorAll('#contents ol [aria-current]')].map(a => a.hash)")
+                current = [unquote(link) for link in current]
                 at_end = tab.evaluate("scrollY + innerHeight >= document.documentElement.scrollHeight - 2")
                 assert current == [f"#{anchor}"] or at_end, (anchor, current)
             if size[0] < 1750:
@@ -449,11 +485,11 @@ def test_print():
     for script in (True, False):
         with opened(java_script_enabled=script) as tab:
             tab.emulate_media(media="print")
-            hidden = tab.evaluate("""["#code", ".text > header", ".panel"].flatMap(s => [...document.querySelectorAll(s)])
+            shown = tab.evaluate("""[...document.querySelectorAll("#code, .text > header, .panel")]
                 .filter(e => e.offsetHeight).length""")
-            assert hidden == 0
+            assert shown == 0
             assert tab.evaluate("""[...document.querySelectorAll("main details:not(.whole) > p")]
-                .every(p => p.getBoundingClientRect().height > 0)"""), "a folded answer is not printed"
+                .every(p => p.checkVisibility())"""), "a folded answer is not printed"
             pdf = tab.pdf(format="A4")
             assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 20
             if script:  # for browsers that do not let a style sheet unfold
@@ -1110,7 +1146,7 @@ def test_bells():
             (path,), _ = svg(section, f"path.{kind}")
             points = torch.tensor([float(number) for number in re.findall(r"-?[\d.]+", path["d"])]).reshape(-1, 2)[1:-1]
             density = torch.distributions.Normal(m, s).log_prob(10 * points[:, 0] / width - 5).exp()
-            expect(f"{what}: bell {kind}", (220 - points[:, 1]) * 1.4 / 212, density, 0.02)
+            expect(f"{what}: bell {kind}", (219 - points[:, 1]) * 1.4 / 211, density, 0.02)
         return noise
 
     for how, width, options in ways():
@@ -1122,7 +1158,7 @@ def test_bells():
                     for _ in range(n):
                         drawing.press(key)
             else:  # the top, and then the right side
-                place = lambda mu, density: ((mu + 5) / 10, (220 - 212 * density / 1.4) / 300)
+                place = lambda mu, density: ((mu + 5) / 10, (219 - 211 * density / 1.4) / 300)
                 stroke(drawing, [place(1.2, 0.798), place(0, 0.5), place(-0.5, 0.3)], how)
                 stroke(drawing, [place(0.0, 0.484), place(0.2, 0.4), place(0.4, 0.1)], how)
             compare(section, f"moved by {how}", -0.5, 0.9, epsilon)
@@ -1168,7 +1204,7 @@ def test_cells():
     codes = torch.tensor([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]],
                          dtype=torch.float64)
 
-    def dots(section, kind, view=3.5):
+    def dots(section, kind, view=3.7):
         found, width = svg(section, f"circle.{kind}")
         places = torch.tensor([[float(dot["cx"]), float(dot["cy"])] for dot in found], dtype=torch.float64)
         return (places / width * 2 - torch.tensor([1, 24 / 28])) * torch.tensor([view, -view])
@@ -1361,6 +1397,8 @@ def test_words():
                     cell = cursor(section, -1)
                     row, column = round(cell[1] * rows), round(cell[0] * columns)
                 else:
+                    palette.evaluate("(canvas, share) => { const figure = canvas.closest('figure'); "
+                                     "figure.scrollTop = share * canvas.clientHeight - 100; }", row / rows)
                     stroke(palette, [((column + 0.5) / columns, (row + 0.5) / rows)], how)
                 word = int(numbers_in(status(section))[2])
                 expect(f"the word under the {how}", swatches[word], order[:, row, column], 0.003)

@@ -99,15 +99,17 @@ def quote(marker, content):
     lines = [re.sub(rf"^((<[^>]*>)*) {{{indent}}}", r"\1", line) for line in highlighted(script)[first - 1:last]]
     arguments = re.sub(r"^self(, )?", "", ast.unparse(node.args))
     return (f'<figure class="quote" data-script="{script}" data-lines="{first}-{last}" '
-            f'data-whole="{node.lineno}-{node.end_lineno}"><figcaption><a href="#{script}-L{first}">{script}:{first}</a> '
+            f'data-whole="{node.lineno}-{node.end_lineno}"><figcaption>'
+            f'<a href="#{script}-L{first}">{script}:{first}</a> '
             f"<code>{name}({escape(arguments)})</code></figcaption>{block(lines, first)}</figure>\n")
 
 
 # %% Formulas
 
 def formula(tex, display):
-    """MathML. A long formula in the text comes in pieces, so that a line can break after = and the like, as in print."""
-    tex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}(_\w)?", r"\\operatorname*{\1}\2\,", tex.strip())  # its index goes below
+    """MathML. A long formula in the text comes in pieces, so that a line can break after = and such, as in print."""
+    # An index goes below the name only if that is an operator.
+    tex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}(_\w)?", r"\\operatorname*{\1}\2\,", tex.strip())
     whole = math.convert_with_local_state(tex, displaystyle=display)
     # Chromium makes a raised prime too small.
     whole = re.sub("<msup>(<mi>.</mi>)<mo>′</mo></msup>", r'\1<mo form="postfix" lspace="0" rspace="0">′</mo>', whole)
@@ -124,8 +126,8 @@ def formula(tex, display):
         sign = text in ("+", "−") and i and "".join(children[i - 1].itertext()) not in "=≥≤≈←([{,"
         if depth <= deepest and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
             pieces.append([])
-    return "<wbr>".join("<math>" + "".join(ElementTree.tostring(child, encoding="unicode") for child in piece) + "</math>"
-                        for piece in pieces if piece)
+    html = ["".join(ElementTree.tostring(child, encoding="unicode") for child in piece) for piece in pieces if piece]
+    return "<wbr>".join(f"<math>{piece}</math>" for piece in html)
 
 
 # %% Text
@@ -173,7 +175,8 @@ class Renderer(RendererHTML):
         if level in (2, 3):
             env["contents"].append((level, anchor, self.renderInline(tokens[i + 1].children, options, env)))
         data = f' data-script="{script[0]}"' if script and level == 2 else ""
-        return f'<h{level} id="{anchor}"{data}><a class="anchor" href="#{anchor}" aria-hidden="true" tabindex="-1">#</a>'
+        return (f'<h{level} id="{anchor}"{data}>'
+                f'<a class="anchor" href="#{anchor}" aria-hidden="true" tabindex="-1">#</a>')
 
     def fence(self, tokens, i, options, env):
         kind, content = tokens[i].info, tokens[i].content
@@ -208,6 +211,7 @@ class Renderer(RendererHTML):
         return picture(tokens[i].attrs["src"], tokens[i].content, env)
 
     def link_open(self, tokens, i, options, env):
+        tokens[i + 1].content = re.sub(r"^(vqvae|choices)\.md$", r"\1.html", tokens[i + 1].content)  # named by its file
         return f'<a href="{escape(target(tokens[i].attrs["href"], env))}">'
 
     def code_inline(self, tokens, i, options, env):
@@ -271,10 +275,9 @@ def convert(text, folder, scripts):
 
 
 def build(source):
-    """The page of a Markdown file, with the scripts that it quotes or links to."""
+    """The page of a Markdown file, with the scripts that it quotes, or all."""
     text = source.read_text(encoding="utf-8")
-    used = re.findall(r"<!--code:(\w+\.py)|\]\((?:\.\./)?(\w+\.py)\b", text)
-    scripts = [script for script in SCRIPTS if any(script in found for found in used)]
+    scripts = [script for script in SCRIPTS if PAGES[source] == "index.html" or f"<!--code:{script}" in text]
     body, headings = convert(text, source.parent, scripts)
     page = PAGES[source]
     title = re.search(r"^# (.*)", text, re.MULTILINE)[1]

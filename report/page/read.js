@@ -71,11 +71,18 @@
   // ---- What the reader has reached
 
   const headings = $$("main h2, main h3");
-  const stops = $$("main h2[data-script], .quote");  // where the code column changes
+  // Where the code column changes: sections, quotations and, until a section's first quotation, names of functions.
+  let quoted = false;
+  const stops = $$("main h2[data-script], .quote, main :not(figcaption) > a[href^='#'][href*='.py-L']").filter(place => {
+    if (place.matches("h2")) quoted = false;
+    if (place.matches(".quote")) quoted = true;
+    return !place.matches("a") || !quoted;
+  });
   let stop, here;  // undefined: nothing yet
 
   /** The last of the elements whose upper edge lies above y. They stand in the order of the text. */
-  function reached(elements, y) {
+  function reached(all, y) {
+    const elements = all.filter(element => !element.closest("details:not([open])"));
     let low = 0, high = elements.length;
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -103,6 +110,7 @@
     for (const quote of $$(".quote")) quote.classList.toggle("now", quote === stop);
     if (!wide.matches) return;
     if (stop?.matches(".quote")) showQuote(stop);
+    else if (stop?.hash) toCode(stop.hash);
     else show(stop?.dataset.script ?? $("#code nav a").textContent);
   }
 

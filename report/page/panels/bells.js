@@ -9,10 +9,10 @@ Panels.define("bells", {
   weights: [],
   build(root) {
     const {element, row, slider, button, status, drag, soon, normals, clamp, fixed} = Panels;
-    const EDGE = 5, HIGHEST = 1.4, N = 12, HEIGHT = 300, AXIS = 220, NOISE = 275;  // of z, of the density; samples; px
+    const EDGE = 5, HIGHEST = 1.4, N = 12;  // of z, of the density; samples
     let mu = 1.2, sigma = 0.5, seed = 1, epsilon = normals(N, seed);
 
-    const drawing = element(root, "div", {class: "drawing", style: `height: ${HEIGHT}px`, "aria-label":
+    const drawing = element(root, "div", {class: "drawing", "aria-label":
       "two bells over z: the left and right arrows move q(z|x), up and down make it wider and narrower"});
     legend([["q", "q(z|x) = N(μ, σ²)"], ["p", "the prior, N(0, 1)"], ["z", "z = μ + σε"]]);
     const bar = element(root, "div", {class: "bar", "aria-hidden": "true"});
@@ -31,31 +31,33 @@ Panels.define("bells", {
     }
 
     const density = (z, m, s) => Math.exp(-0.5 * ((z - m) / s) ** 2) / (s * Math.sqrt(2 * Math.PI));
-    const height = p => AXIS - (AXIS - 8) * p / HIGHEST;
-    const width = () => drawing.clientWidth;
+    const width = () => drawing.clientWidth, lines = () => [0.73, 0.92].map(share => share * drawing.clientHeight);
+    const height = p => 8 + (lines()[0] - 8) * (1 - p / HIGHEST);
     const across = z => width() * (z + EDGE) / (2 * EDGE);
     const handles = () => [[mu, density(mu, mu, sigma)], [mu - sigma, density(sigma, 0, sigma)],
                            [mu + sigma, density(sigma, 0, sigma)]].map(([z, p]) => [across(z), height(p)]);
 
     function bell(m, s, kind) {
+      const [axis] = lines();
       let path = "";
       for (let z = -EDGE; z <= EDGE; z += 0.02)
         path += `L${across(z).toFixed(1)} ${height(density(z, m, s)).toFixed(1)}`;
-      return `<path class="${kind}" d="M0 ${AXIS}${path}L${width()} ${AXIS}"/>`;
+      return `<path class="${kind}" d="M0 ${axis}${path}L${width()} ${axis}"/>`;
     }
 
     function paint() {
+      const [axis, noise] = lines();
       let inner = bell(0, 1, "p") + bell(mu, sigma, "q")
-        + `<path class="axis" d="M0 ${AXIS}h${width()}M0 ${NOISE}h${width()}"/>`;
+        + `<path class="axis" d="M0 ${axis}h${width()}M0 ${noise}h${width()}"/>`;
       for (let z = 1 - EDGE; z < EDGE; z++)
-        inner += `<text x="${across(z)}" y="${NOISE + 15}" text-anchor="middle">${fixed(z, 0)}</text>`;
+        inner += `<text x="${across(z)}" y="${noise + 15}" text-anchor="middle">${fixed(z, 0)}</text>`;
       for (const e of epsilon) {
         const [from, to] = [across(e), across(mu + sigma * e)];
-        inner += `<path class="thread" d="M${from} ${NOISE}L${to} ${AXIS}"/><circle class="epsilon" r="4" cx="${from}" `
-          + `cy="${NOISE}"/><circle class="z" r="5" cx="${to}" cy="${AXIS}"/>`;
+        inner += `<path class="thread" d="M${from} ${noise}L${to} ${axis}"/><circle class="epsilon" r="4" cx="${from}" `
+          + `cy="${noise}"/><circle class="z" r="5" cx="${to}" cy="${axis}"/>`;
       }
       handles().forEach(([x, y]) => { inner += `<circle class="handle" r="8" cx="${x}" cy="${y}"/>`; });
-      inner += `<text x="4" y="${AXIS - 6}">z</text><text x="4" y="${NOISE - 6}">ε</text>`;
+      inner += `<text x="4" y="${axis - 6}">z</text><text x="4" y="${noise - 6}">ε</text>`;
       drawing.innerHTML = `<svg aria-hidden="true">${inner}</svg>`;
       const kl = [mu * mu / 2, (sigma * sigma - 1) / 2 - Math.log(sigma)];
       parts.forEach((part, i) => { part.style.width = `${100 * kl[i] / 6}%`; });  // of 6 nats
@@ -75,7 +77,7 @@ Panels.define("bells", {
     drag(drawing, (u, v, first) => {
       const z = EDGE * (2 * u - 1);
       if (first) {
-        const far = handles().map(([x, y]) => Math.hypot(x - u * width(), y - v * HEIGHT));
+        const far = handles().map(([x, y]) => Math.hypot(x - u * width(), y - v * drawing.clientHeight));
         held = far.indexOf(Math.min(...far));
         offset = mu - z;
       }

@@ -15,7 +15,7 @@ Panels.define("cells", {
     const RULES = [{name: "no commitment loss", color: "rule-1", pull: 0},
                    {name: "with commitment loss, λ = 1", color: "rule-0", pull: 1},
                    {name: "none, and the push without its outward part", color: "rule-2", pull: 0, inward: true}];
-    let rule = 0, view = 3.5, x, z, codes, count, total, decoder, timer = 0;
+    let rule = 0, view = 3.7, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
     const body = row(root);
@@ -101,7 +101,7 @@ Panels.define("cells", {
       codes = CODES.map(code => [...code]);
       count = codes.map((_, k) => z.filter(v => nearest(v) === k).length);
       total = codes.map((code, k) => code.map(value => count[k] * value));
-      view = 3.5;
+      view = 3.7;
       curves[rule] = [];
       fit();
       curves[rule].push(median());
@@ -175,7 +175,7 @@ Panels.define("cells", {
         + `Median length of all z: ${fixed(curves[rule].at(-1))}.`);
     }
     const show = soon(() => {
-      while (Math.max(...z.map(([a, b]) => Math.max(Math.abs(a), Math.abs(b) * 28 / 24))) > view) view *= 1.25;
+      while (Math.max(...z.map(([a, b]) => Math.max(Math.abs(a), Math.abs(b) * 28 / 24))) > 0.97 * view) view *= 1.25;
       paint();
       plot();
     });

@@ -115,11 +115,14 @@ Panels.define("planes", {
 
       const decode = Panels.soon(() => {
         image.draw(decoder(Float32Array.from(z)));
+        describe();
+        speak();
+      });
+      const describe = () => {
         const [x, y] = at(z), outside = x < 0 || x > SIZE || y < 0 || y > SIZE;
         const numbers = z.map(value => fixed(value, 1)).join(", ");
         image.say(`decoded from z = (${numbers})${outside ? ", outside the frame" : ""}`);
-        speak();
-      });
+      };
       const move = (place, spread = null) => {
         [z, sigma] = [place, spread];
         dot = nearest(z);
@@ -155,7 +158,7 @@ Panels.define("planes", {
           move([...mu], spread && [...spread]);
           if (scale > 1) look();
         },
-        zoom: value => { scale = 2 ** value; look(); decode(); },
+        zoom: value => { scale = 2 ** value; look(); describe(); },
         look,
         words: () => `z = (${z.map(value => fixed(value, 1)).join(", ")})`
           + (sigma ? `, sigma = (${sigma.map(value => fixed(value, 2)).join(", ")})` : ""),
@@ -170,7 +173,7 @@ Panels.define("planes", {
     encode(first);
     all.forEach(plane => plane.look());
     element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, "
-      + "which neither network has seen. Circles: the prior, with 39 %, 86 % and 99 % of what N(0, I) draws. The red "
-      + "ellipse: two sigma. Zoom in to see it.");
+      + "which neither network has seen. On the right is section 3's network. Circles: its prior, with 39 %, 86 % and "
+      + "99 % of what N(0, I) draws. The red ellipse: two sigma. Zoom in to see it.");
   },
 });

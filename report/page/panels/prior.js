@@ -114,6 +114,10 @@ Panels.define("prior", {
         context.clearRect(4 * column, 4 * line, 32, 4);
         context.clearRect(0, 4 * line + 4, 32, 32);
       }
+      weigh();
+    });
+
+    const weigh = soon(() => {  // a task of its own
       likely.style.visibility = list.length === LENGTH ? "hidden" : "visible";
       if (list.length === LENGTH) return say("All 64 words are written.");
       const ranked = next();

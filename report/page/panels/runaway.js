@@ -19,14 +19,14 @@ Panels.define("runaway", {
        ticks: [0, 2, 4, 6, 8].map(exponent => [10 ** exponent, power(exponent)])},
       {name: "perplexity of the codes", of: h => h.test_perplexity.map(value => [value]), low: 0, high: 520,
        ticks: [[0, "0"], [256, "256"], [512, "512"]]}];
-    const START = 9, HEIGHT = 190, LEFT = 62;
+    const START = 9;
     let now = START, seed = 0, timer = 0;
 
     const charts = row(root);
     for (const chart of CHARTS) {
       const figure = element(charts, "figure", {class: "history"});
       element(figure, "figcaption", {}, chart.name);
-      chart.drawing = element(figure, "div", {class: "drawing", style: `height: ${HEIGHT}px`, "aria-hidden": "true"});
+      chart.drawing = element(figure, "div", {class: "drawing", "aria-hidden": "true"});
     }
     const setUpdate = slider(root, "update", {min: 0, max: update.length - 1, step: 1, value: START,
                                               show: i => update[i].toLocaleString("en")},
@@ -49,18 +49,19 @@ Panels.define("runaway", {
     const short = value => value < 10 ? fixed(value, value < 1 ? 3 : 1) : Math.round(value).toLocaleString("en");
 
     function paint({drawing, of, low, high, log, ticks}) {
-      const width = drawing.clientWidth, scale = log ? Math.log : value => value;
+      const left = 4.13 * parseFloat(getComputedStyle(drawing).fontSize);  // for the longest label
+      const width = drawing.clientWidth, bottom = drawing.clientHeight - 22, scale = log ? Math.log : value => value;
       const share = value => (scale(clamp(value, low, high)) - scale(low)) / (scale(high) - scale(low));
-      const y = value => HEIGHT - 22 - (HEIGHT - 30) * share(value);
-      const x = i => LEFT + (width - LEFT - 6) * i / (update.length - 1);
+      const y = value => bottom - (bottom - 8) * share(value);
+      const x = i => left + (width - left - 6) * i / (update.length - 1);
       const path = (entries, k) => entries.map((entry, i) => `${x(i).toFixed(1)} ${y(entry[k]).toFixed(1)}`);
-      let inner = `<path class="axis" d="M${LEFT} 8V${HEIGHT - 22}H${width - 6}"/>`;
+      let inner = `<path class="axis" d="M${left} 8V${bottom}H${width - 6}"/>`;
       for (const [value, text] of ticks)
-        inner += `<path class="tick" d="M${LEFT} ${y(value)}H${width - 6}"/><text x="${LEFT - 5}" y="${y(value) + 4}" `
+        inner += `<path class="tick" d="M${left} ${y(value)}H${width - 6}"/><text x="${left - 5}" y="${y(value) + 4}" `
           + `text-anchor="end">${text}</text>`;
-      inner += `<text x="${LEFT}" y="${HEIGHT - 6}">${update[0]}</text><text x="${width - 6}" y="${HEIGHT - 6}" `
+      inner += `<text x="${left}" y="${bottom + 16}">${update[0]}</text><text x="${width - 6}" y="${bottom + 16}" `
         + `text-anchor="end">${update.at(-1).toLocaleString("en")} updates</text>`
-        + `<path class="tick" d="M${x(now)} 8V${HEIGHT - 22}"/>`;
+        + `<path class="tick" d="M${x(now)} 8V${bottom}"/>`;
       RUNS.forEach(([run], i) => {
         const entries = of(runs[run][seed]).slice(0, now + 1), middle = entries[0].length >> 1;
         const band = middle ? [...path(entries, 0), ...path(entries, 2).reverse()] : [];

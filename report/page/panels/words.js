@@ -38,14 +38,23 @@ Panels.define("words", {
     const aim = cursor(all.canvas);
     let columns, order = [];
 
-    function cursor(canvas) {  // a frame on a canvas; returns move(place, columns, rows)
+    function cursor(canvas) {  // a mark on a canvas; returns move(place, columns, rows), which returns the mark
       const frame = element(canvas.parentNode, "div", {class: "frame"});
       canvas.before(frame);
       frame.append(canvas);
       const mark = element(frame, "div", {class: "cursor"});
-      return (place, columns, rows) => Object.assign(mark.style, {
-        left: `${100 * (place % columns) / columns}%`, top: `${100 * Math.floor(place / columns) / rows}%`,
-        width: `${100 / columns}%`, height: `${100 / rows}%`});
+      return (place, columns, rows) => {
+        Object.assign(mark.style, {
+          left: `${100 * (place % columns) / columns}%`, top: `${100 * Math.floor(place / columns) / rows}%`,
+          width: `${100 / columns}%`, height: `${100 / rows}%`});
+        return mark;
+      };
+    }
+
+    function reveal(mark) {  // on a phone the palette scrolls, so that the pictures stay in view
+      const {figure} = all, {offsetTop: top, offsetHeight: high} = mark;
+      if (top < figure.scrollTop || top + high > figure.scrollTop + figure.clientHeight)
+        figure.scrollTop = top - figure.clientHeight / 2;
     }
 
     // The palette: dark words in the upper rows, and each row by its hues.
@@ -106,7 +115,7 @@ Panels.define("words", {
       decoded.draw(x);
       difference.draw(x.map((value, i) => 4 * Math.abs(clamp(value, 0, 1) - clamp(old[i], 0, 1))));
       cursors.forEach(move => move(cell, 8, 8));
-      aim(order.indexOf(list[cell]), columns, words.n / columns);
+      reveal(aim(order.indexOf(list[cell]), columns, words.n / columns));
       const far = distances(cell), ranked = [...far.keys()].sort((a, b) => far[a] - far[b]);
       nearest.forEach((made, i) => {
         made.dataset.word = ranked[i];
