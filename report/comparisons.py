@@ -150,9 +150,10 @@ def denoise_sweep():
     figure, axis = plt.subplots(figsize=(8, 3.6))
     for label, (runs, style, color) in curves.items():
         sizes = [int(column("denoise_ae", run, "bottleneck_size")[0]) for run in runs]
-        losses = np.stack([column("denoise_ae", run, "test_loss")[:3] for run in runs])  # three seeds
-        means = losses.mean(1)
-        axis.errorbar(sizes, means, losses.std(1, ddof=1), fmt=style, color=color, label=label, capsize=3)
+        losses = [column("denoise_ae", run, "test_loss")[:3] for run in runs]  # up to three seeds
+        means = np.array([values.mean() for values in losses])
+        spreads = [values.std(ddof=1) if len(values) > 1 else 0 for values in losses]
+        axis.errorbar(sizes, means, spreads, fmt=style, color=color, label=label, capsize=3)
     best = int(means.argmin())
     axis.plot(sizes[best], means[best], "o", color=common.RED, markersize=13, fillstyle="none", markeredgewidth=2,
               label=f"the best: {sizes[best]} numbers, {means[best]:.4f}")
