@@ -27,7 +27,7 @@ import denoise_ae
 import reproduce
 import vae
 import vqvae
-from comparisons import MissingRun, load
+from comparisons import load
 
 WEIGHTS = HERE / "weights"
 LARGE = 10000  # layers with more weights than that are stored in 12 bits
@@ -262,11 +262,11 @@ def prior():
 
 
 def runaway():
-    """The histories of section 6.4's runs and of 6.5's test, each with three seeds."""
+    """The histories of three runs of section 6.4, each with three seeds."""
     runs, keys = reproduce.read_runs("vqvae"), ("train_reconstruction", "test_z_norm", "test_perplexity")
     histories = {run: [entry["history"] for entry in runs[run]["seeds"].values()]
-                 for run in ("main", "lambda-0", "push-without-outward")}
-    return {"update": histories["main"][0]["update"],
+                 for run in ("push", "push-lambda-0", "push-without-outward")}
+    return {"update": histories["push"][0]["update"],
             "runs": {run: [{key: history[key] for key in keys} for history in seeds]
                      for run, seeds in histories.items()}}
 

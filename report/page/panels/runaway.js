@@ -1,5 +1,5 @@
 "use strict";
-// Sections 6.4 and 6.5: the recorded runs, update by update. Behind the slider they are not shown.
+// Sections 6.3 and 6.4: recorded runs, update by update. Behind the slider they are not shown.
 
 Panels.define("runaway", {
   title: "The runaway",
@@ -8,7 +8,7 @@ Panels.define("runaway", {
   weights: ["runaway"],
   build(root, {runaway: {update, runs}}) {
     const {element, row, slider, button, choice, status, fixed, soon, clamp} = Panels;
-    const RUNS = [["main", "λ = 0.25"], ["lambda-0", "λ = 0"],
+    const RUNS = [["push", "λ = 0.25"], ["push-lambda-0", "λ = 0"],
                   ["push-without-outward", "λ = 0, without the outward part"]];
     // An axis: what is drawn of an entry (a line, or a line and its band), its ends, and its labels.
     const power = exponent => exponent < 6 ? (10 ** exponent).toLocaleString("en") : `${10 ** (exponent - 6)} million`;
