@@ -218,6 +218,7 @@ def test_without_javascript_everything_is_there():
             n_figures = len(re.findall(r"!\[|<img", markdown))
             broken = tab.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
             assert not broken and tab.evaluate("document.images.length") == n_figures, (page, broken)
+            assert tab.evaluate("[...document.images].every(image => image.alt.length > 10)"), page
             n_blocks = markdown.count("```math")
             assert tab.evaluate("document.querySelectorAll('.formula math[display=block]').length") == n_blocks, page
             assert "$" not in seen, page
