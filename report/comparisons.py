@@ -796,20 +796,6 @@ def contexts(codes, n_codes):
 
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
-@torch.no_grad()
-def nearest_codes(run, seed, metrics):
-    """How many of its 64 codes an image has in common with that training image which has most: the mean and the most
-    over 1,000 images of the prior, and over 1,000 test images."""
-    model, prior = load("vqvae", run, seed, vqvae.VQVAE), load("vqvae", run, seed, vqvae.Prior, "prior")
-    train, test = (vqvae.encode_all(model, x) for x in cifar10())
-    torch.manual_seed(0)
-    results = {}
-    for name, codes in (("prior", prior.sample(1000).flatten(1)), ("test", test[:1000])):
-        common_codes = torch.stack([(train == code).sum(1).max() for code in codes]).float()
-        results[name] = {"mean": float(common_codes.mean()), "most": int(common_codes.max())}
-    return results
-
-
 # The model at other widths.
 WIDTHS = ("short", *(f"short-{name}" for name in ("hidden-dim-64", "hidden-dim-256", "residual-hiddens-16",
                                                   "residual-hiddens-64", "residual-layers-1", "residual-layers-4")))
@@ -830,7 +816,6 @@ NUMBERS = {
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
-    "vqvae/nearest_codes": (("main",), nearest_codes, "0"),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),
 }
 
