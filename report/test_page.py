@@ -1515,7 +1515,7 @@ def test_the_words_are_those_of_the_trained_models():
     try:
         model = export.load("vqvae", "main", 0, vqvae.VQVAE)
         trained = export.load("vqvae", "main", 0, vqvae.Prior, "prior")
-    except export.MissingRun as reason:
+    except MissingRun as reason:
         raise unittest.SkipTest(reason) from None
     encode, _, codebook, _, stored = words_parts()
     words = vqvae.encode_all(model, x_test[:100])
