@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -832,19 +833,29 @@ def test_a_renamed_copy_elsewhere_reads_its_flags_and_a_smoke_run_spares_the_rea
     assert [path.read_text(encoding="utf-8") for path in real.iterdir()] == ["days of training"]
 
 
-if __name__ == "__main__":
-    failed = 0
-    tests = {name: test for name, test in globals().items()
+def run_tests(module):
+    """Runs the tests of a module, its globals(), whose names have all words of the command line; ends the program."""
+    passed = failed = skipped = 0
+    tests = {name: test for name, test in module.items()
              if name.startswith("test_") and all(word in name for word in sys.argv[1:])}
     for name, test in tests.items():
         started = time.perf_counter()
         try:
             test()
-            verdict = "ok    "
+            passed += 1
+            verdict = "ok     "
+        except unittest.SkipTest as reason:
+            skipped += 1
+            verdict = "SKIPPED"
+            name = f"{name}: {reason}"
         except (Exception, SystemExit):  # data that is missing ends in a SystemExit
             failed += 1
-            verdict = "FAILED"
+            verdict = "FAILED "
             traceback.print_exc()
         print(f"{verdict} {time.perf_counter() - started:5.1f} s  {name}", flush=True)
-    print(f"{len(tests) - failed} passed, {failed} failed")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(failed > 0 or not tests)
+
+
+if __name__ == "__main__":
+    run_tests(globals())

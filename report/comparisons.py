@@ -112,7 +112,7 @@ def ae_digits():
 def projection():
     """Step 4 of the derivation of PCA in two dimensions: eigenvectors projected onto a line (Z = 1), and how much
     variance each line keeps."""
-    variances, angle = np.array([3.0, 1.0]), -30  # lambda_j; the angle between the line and v_1 on the left
+    variances, angle = np.array([3.0, 1.0]), -30  # nu_j; the angle between the line and v_1 on the left
     u = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.3), width_ratios=(1.3, 1))
     left.add_patch(matplotlib.patches.Ellipse((0, 0), *2 * np.sqrt(variances), color="0.92", label="the data"))
@@ -133,7 +133,7 @@ def projection():
     angles = np.linspace(-90, 90, 181)
     kept = np.stack([np.cos(np.radians(angles))**2, np.sin(np.radians(angles))**2]) * variances[:, None]
     right.stackplot(angles, kept, colors=(common.BLUE, common.RED), alpha=0.7,
-                    labels=(r"$a_1 \lambda_1$", r"$a_2 \lambda_2$"))
+                    labels=(r"$a_1 \nu_1$", r"$a_2 \nu_2$"))
     right.axvline(angle, color="black", linewidth=1)
     right.set(xlabel="angle between the line and $v_1$, degrees", ylabel="variance that the line keeps",
               xticks=(-90, -30, 0, 30, 90), yticks=(0, 1, 2, 3), xlim=(-90, 90))
@@ -548,8 +548,7 @@ def reconstructions_words():
     n_codes = len(model.quantizer.codebook)
     grids = model.quantizer.embed(torch.arange(n_codes).reshape(-1, 1, 1).expand(-1, 8, 8))  # a code 64 times
     colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1)  # (K, 3)
-    words = colors[index].permute(0, 3, 1, 2)  # (20, 3, 8, 8)
-    words = words.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    words = F.interpolate(colors[index].permute(0, 3, 1, 2), scale_factor=4)  # (20, 3, 32, 32)
     return common.plot_images(torch.stack([x[:10], words[:10], x_hat[:10], x[10:], words[10:], x_hat[10:]]),
                               2 * ["image", "its 64\ncodes", "decoded"])
 
@@ -584,8 +583,6 @@ FIGURES = {
     "cvae/handwritings": lambda: handwritings("main"),
     "cvae/digits_as_vae": lambda: handwritings("as-vae"),
     "cvae_structured/best_of_k_all": best_of_k_all,
-    "vqvae/commitment": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]},
-                                          ("train_reconstruction", "test_z_norm")),
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
     "vqvae/push": lambda: plot_runs(
         {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],

@@ -12,8 +12,8 @@ The runs that choices.md quotes chose settings, and are not repeated.
 
 runs.json: {run: {command, processor, seeds: {seed: metrics}}}, with the main run first. The main run's first seed also
 writes report/<script>/. What else a run writes stays in runs/report/<script>-<run>-<seed>/, for comparisons.py.
-When nothing is missing any more, the weights of report/page are written. Afterwards: python report/comparisons.py draws,
-python report/pages.py writes the numbers into the pages.
+When nothing is missing any more, the weights of report/page are written. Afterwards python report/comparisons.py draws,
+python report/pages.py writes the numbers into the pages, and python report/page/build.py makes the browser's of them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 NOT_MAIN = "--no-prior --stop-at 2000"
 
-# What section 6.5 measures in a run, at each entry of the history. Let the push be minus the gradient of the
+# What section 6.4 measures in a run, at each entry of the history. Let the push be minus the gradient of the
 # reconstruction error that straight-through gives to z, and outward the way from its code to z, z - e. Means over all z
 # of 64 test images: the cosines of the push with outward and with z; the share of its energy that leads outward; and
 # the lambda with which the pull of the commitment loss, 2 lambda |z - e| / (number of numbers), would balance it.

@@ -12,9 +12,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
-import traceback
-import unittest
 from pathlib import Path
 
 import matplotlib
@@ -27,7 +24,7 @@ ROOT = REPORT.parent
 sys.path[:0] = [str(ROOT), str(REPORT)]
 
 # test_all refuses python -O, and keeps everything on the CPU.
-from test_all import cifar10, expect, given, mnist, quiet, replaced, smoke, smoke_sets
+from test_all import cifar10, expect, given, mnist, quiet, replaced, run_tests, smoke, smoke_sets
 
 import ae
 import common
@@ -808,23 +805,4 @@ def test_no_comparison_has_the_name_of_a_scripts_own_figure():
 
 
 if __name__ == "__main__":
-    passed = failed = skipped = 0
-    tests = {name: test for name, test in globals().items()
-             if name.startswith("test_") and all(word in name for word in sys.argv[1:])}
-    for name, test in tests.items():
-        started = time.perf_counter()
-        try:
-            test()
-            passed += 1
-            verdict = "ok     "
-        except unittest.SkipTest as reason:
-            skipped += 1
-            verdict = "SKIPPED"
-            name = f"{name}: {reason}"
-        except (Exception, SystemExit):  # data that is missing ends in a SystemExit
-            failed += 1
-            verdict = "FAILED "
-            traceback.print_exc()
-        print(f"{verdict} {time.perf_counter() - started:5.1f} s  {name}", flush=True)
-    print(f"{passed} passed, {failed} failed, {skipped} skipped")
-    sys.exit(failed > 0 or not tests)
+    run_tests(globals())
