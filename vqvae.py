@@ -424,6 +424,14 @@ def evaluate_prior(prior, index):
 # %% 4. Figures
 
 @torch.no_grad()
+def colors_of_codes(model):
+    """The colour that each code decodes to, (K, 3): the middle of an image of nothing but this code, on average."""
+    index = torch.arange(len(model.quantizer.codebook), device=model.quantizer.codebook.device)
+    images = model.decode(model.quantizer.embed(index.reshape(-1, 1, 1).expand(-1, 8, 8)))  # (K, 3, 32, 32)
+    return images[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1)
+
+
+@torch.no_grad()
 def plot_codebook(axis, model, x):
     """The codes, projected on the two directions in which they vary most (PCA). A disc's area shows how often the code
     is used for x (n, 3, 32, 32), its colour what it decodes to. Returns the projection: codes (K, D) -> (K, 2)."""
@@ -432,11 +440,8 @@ def plot_codebook(axis, model, x):
     centered = F.pad(codes - codes.mean(0), (0, 1))  # (K, D + 1): two directions even if D = 1
     _, s, v = torch.linalg.svd(centered, full_matrices=False)
     share = 100 * s**2 / (s**2).sum()
-    # An image of nothing but this code, and the mean colour of its middle.
-    grids = model.quantizer.embed(torch.arange(len(codes), device=x.device).reshape(-1, 1, 1).expand(-1, 8, 8))
-    colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1).cpu().numpy()
-    axis.scatter(*(centered @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(), c=colors, edgecolors="0.4",
-                 linewidths=0.4)
+    axis.scatter(*(centered @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(),
+                 c=colors_of_codes(model).cpu().numpy(), edgecolors="0.4", linewidths=0.4)
     axis.set(xlabel=f"component 1, {share[0]:.0f} % of the variance", ylabel=f"component 2, {share[1]:.0f} %")
     axis.ticklabel_format(scilimits=(-3, 3))
     return lambda others: F.pad(others - codes.mean(0), (0, 1)) @ v[:2].T
@@ -455,24 +460,20 @@ def make_figures(model, history, prior, codes_train, x_test):
 
     x = x_test[:20]
     x_hat, _, _, index = model(x)
-    colors = torch.rand(len(model.quantizer.codebook), 3)  # a colour for each code: equal codes, equal colours
-    codes = F.interpolate(colors[index.cpu()].permute(0, 3, 1, 2), scale_factor=4).to(x.device)  # (20, 3, 32, 32)
+    codes = F.interpolate(colors_of_codes(model)[index].permute(0, 3, 1, 2), scale_factor=4)  # (20, 3, 32, 32)
     figures["reconstructions"] = common.plot_images(
         torch.stack([x[:10], codes[:10], x_hat[:10], x[10:], codes[10:], x_hat[10:]]),
         2 * ["image", "its 64\ncodes", "decoded"])
 
     if prior is not None:
         prior.eval()
-        written = model.decode(model.quantizer.embed(prior.sample(35))).reshape(5, 7, 3, 32, 32)
-        frequencies = torch.bincount(codes_train.flatten(), minlength=len(colors)).float()
-        drawn = torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
-        drawn = model.decode(model.quantizer.embed(drawn)).reshape(5, 2, 3, 32, 32)
-        gap = torch.ones(5, 1, 3, 32, 32, device=x.device)
-        # Below them, what the decoder makes of the right codes: the blur is its own, not the prior's.
+        frequencies = torch.bincount(codes_train.flatten(), minlength=len(model.quantizer.codebook)).float()
+        independent = torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
+        # The last row is what the decoder makes of the right codes: its blur is the decoder's, not the prior's.
+        codes = torch.cat([prior.sample(40), independent, index[:10]])
         figures["samples"] = common.plot_images(
-            torch.cat([torch.cat([written, gap, drawn], dim=1), x_hat[:10].unsqueeze(0)]),
-            [*[""] * 5, "codes of\ntest images"],
-            [*[""] * 3, "codes written by the prior", *[""] * 4, "    drawn independently", ""])
+            model.decode(model.quantizer.embed(codes)).reshape(6, 10, 3, 32, 32),
+            [*4 * ["written by\nthe prior"], "drawn inde-\npendently", "codes of\ntest images"])
     return figures
 
 
@@ -508,8 +509,6 @@ parser.add_argument("--smoke", action="store_true", help="every step in seconds,
 parser.add_argument("--validation", action="store_true", help="measure on 5,000 held-out training images")
 # The defaults with --reference. It also means relu_skip, and Adam with a constant rate and its usual betas.
 NOTEBOOK = {"n_updates": 15000, "batch_size": 256, "lr": 1e-3, "no_revive": True}
-# What may change with --resume. With another value of any other flag it would be another run.
-CHANGEABLE = {"lr", "stop_at", "no_prior", "device", "data_dir", "out_dir", "show", "resume"}
 
 
 def main(argv=None):
@@ -521,25 +520,18 @@ def main(argv=None):
     checkpoint = out_dir / "checkpoint-model.pt"
     if checkpoint.exists() and not args.resume:
         parser.error(f"{checkpoint} is an unfinished run: --resume continues it; delete it to start anew")
-    if args.resume and not checkpoint.exists():
-        parser.error(f"there is no {checkpoint} to resume")
     defaults = NOTEBOOK if args.reference else {}
     if args.resume:
         defaults = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["flags"])
     args = parser.parse_args(argv, argparse.Namespace(**defaults))  # a flag that is given wins over these
     args.out_dir = out_dir
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
-                                       args.num_residual_hiddens, args.num_residual_layers,
-                                       1 if args.stop_at is None else args.stop_at)):
-        parser.error("--n-updates, --stop-at, --batch-size, --lr and all sizes must be positive")
-    if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf and args.codebook_size > 1):
-        parser.error("--decay must be below 1, neither it nor --commitment-cost negative, --codebook-size above 1")
+                                       args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1)):
+        parser.error("--n-updates, --batch-size, --lr and all sizes must be positive, --codebook-size above 1")
+    if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf):
+        parser.error("--decay must be below 1, neither it nor --commitment-cost negative")
     x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation,
                                                         download=not args.smoke)
-    if args.resume:
-        for name in sorted(defaults.keys() - CHANGEABLE):
-            if getattr(args, name) != defaults[name]:
-                parser.error(f"{checkpoint} has {name} = {defaults[name]}, which --resume cannot change")
     if args.smoke:
         x_train, x_test = x_train[:512], x_test[:256]
         args.n_updates = min(args.n_updates, 3)

@@ -540,20 +540,6 @@ def mask():
 
 
 @torch.no_grad()
-def reconstructions_words():
-    """Test images, their 64 codes, each in the colour that it decodes to, as in plot_codebook, and what is decoded."""
-    model = load("vqvae", "main", 0, vqvae.VQVAE)
-    x = cifar10()[1][:20]
-    x_hat, _, _, index = model(x)
-    n_codes = len(model.quantizer.codebook)
-    grids = model.quantizer.embed(torch.arange(n_codes).reshape(-1, 1, 1).expand(-1, 8, 8))  # a code 64 times
-    colors = model.decode(grids)[:, :, 12:20, 12:20].mean((2, 3)).clamp(0, 1)  # (K, 3)
-    words = F.interpolate(colors[index].permute(0, 3, 1, 2), scale_factor=4)  # (20, 3, 32, 32)
-    return common.plot_images(torch.stack([x[:10], words[:10], x_hat[:10], x[10:], words[10:], x_hat[10:]]),
-                              2 * ["image", "its 64\ncodes", "decoded"])
-
-
-@torch.no_grad()
 def nearest_images():
     """Ten images that the prior writes, above the training images that are nearest in their pixels."""
     torch.manual_seed(0)
@@ -599,7 +585,6 @@ FIGURES = {
                                               f"codebook loss, {WITHOUT}": ["short-codebook-loss-lambda-0"]}),
     "vqvae/recipes": recipes,
     "vqvae/mask": mask,
-    "vqvae/reconstructions_words": reconstructions_words,
     "vqvae/nearest": nearest_images,
 }
 

@@ -123,6 +123,7 @@ NOT_SHIFTED = [("self.token(torch.cat([start, index[:, :-1]], dim=1))", "self.to
 # Parts of what --reference does, alone.
 CONSTANT_RATE = [("    if args.reference:\n        optimizer", "    if True:\n        optimizer")]
 RELU_SKIP = [('"relu_skip": args.reference', '"relu_skip": True')]
+SMALL_NOTEBOOK = "--reference --no-prior --n-updates 10000 --batch-size 32"
 NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
 
 # script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
@@ -162,7 +163,7 @@ RUNS = [
     ("vqvae", "notebook-lambda-0", "--reference --no-prior --commitment-cost 0", 3),
     ("vqvae", "notebook-cpu", "--reference --no-prior --device cpu", 1),
     # What makes it cheap? Its recipe in ours' small batches, then with a codebook from data; the rest is the schedule.
-    ("vqvae", "small-notebook", "--reference --no-prior --n-updates 10000 --batch-size 32", 3),
+    ("vqvae", "small-notebook", SMALL_NOTEBOOK, 3),
     ("vqvae", "small-notebook-revive", "--no-prior --lr 1e-3", 3, CONSTANT_RATE + RELU_SKIP),
     # Why does z grow without the commitment loss?
     ("vqvae", "lambda-0-decay-0.9", f"{NOT_MAIN} --commitment-cost 0 --decay 0.9", 3),
@@ -183,6 +184,12 @@ RUNS = [
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
+    # The same with the notebook's recipe, in our batches and number of updates.
+    ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
+    ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
+     without_push_along("direction = outward")),
+    ("vqvae", "small-notebook-without-random", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, without_push_along(RANDOM)),
+    ("vqvae", "small-notebook-diveq", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, DIVEQ),
     # If z runs away because its code follows it, it does not where codes stay.
     ("vqvae", "off", "--no-prior --stop-at 1300", 3, OFF),
     ("vqvae", "off-frozen", "--no-prior --stop-at 1300", 3, OFF + FROZEN),
