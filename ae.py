@@ -151,7 +151,7 @@ def pca_mse(x_train, x_test, n_components):
 def make_figures(model, history, x_test, y_test):
     """All figures, as {file name without ending: figure}."""
     model.eval()
-    figures = {"loss": common.plot_losses(history, {"loss": "MSE per pixel"})}
+    figures = {"loss": common.plot_losses(history, {"loss": "MSE per pixel"}, required=0.04)}
 
     x = x_test[:12]  # simply the first twelve: no choice, no flattery
     figures["reconstructions"] = common.plot_images(torch.stack([x, model(x)]), ["original", "rebuilt"])

@@ -205,9 +205,9 @@ def save_figures(figures, folder, show=False):
         plt.close("all")
 
 
-def plot_losses(history, panels, xlabel="epoch"):
+def plot_losses(history, panels, xlabel="epoch", required=None):
     """Learning curves side by side, one panel for each part of the loss, on a logarithmic axis; returns the figure.
-    The legends give the curves' last values.
+    The legends give the curves' last values. required: what the first panel's training loss has to come below.
 
     history: dict of equally long lists: `train_<key>` and `test_<key>` for every panel (one of the two may be
         missing), and `xlabel` if the x axis is not simply 1, 2, 3, ...
@@ -221,11 +221,15 @@ def plot_losses(history, panels, xlabel="epoch"):
             if values:
                 axis.plot(steps, values, style, color=color, label=f"{which}: {values[-1]:.4g}", markersize=3,
                           marker="o" if len(values) < 35 else None)
+        if required and axis is axes[0, 0]:
+            axis.axhline(required, color="0.3", linestyle=":", label=f"required: {required}")
         axis.set(xlabel=xlabel, ylabel=label, yscale="log")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), title="last value", fontsize=9, title_fontsize=9)
         axis.xaxis.get_major_locator().set_params(integer=True)
         # Plain numbers, and between the powers of ten, too, as a curve may lie between two of them.
-        axis.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
+        least, greatest = axis.get_ylim()
+        subs = (1.2, 1.5, 2, 2.5, 3, 4, 5, 7) if greatest < 5 * least else (2, 3, 5)
+        axis.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=subs))
         for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             set_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     return figure

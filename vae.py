@@ -217,7 +217,8 @@ def make_figures(model, history, x_test, y_test, kl_per_dimension):
     """All figures, as {file name without ending: figure}."""
     model.eval()
     device = x_test.device
-    figures = {"loss": common.plot_losses(history, {"loss": "loss, nats per image", "bce": "BCE", "kl": "KL"})}
+    figures = {"loss": common.plot_losses(history, {"loss": "loss, nats per image", "bce": "BCE", "kl": "KL"},
+                                          required=120)}
 
     z = torch.randn(60, model.latent_dim, device=device)  # from the prior
     figures["samples"] = common.plot_images(model.decode(z).reshape(4, 15, 1, 28, 28))
