@@ -606,6 +606,11 @@ FIGURES = {
         {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
          f"{WITHOUT}, no push outward": ["push-without-outward"]},
         ("train_reconstruction", "test_z_norm")),
+    "vqvae/push_notebook": lambda: plot_runs(
+        {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
+         f"{WITHOUT}, no push outward": ["small-notebook-without-outward"],
+         f"{WITHOUT}, none in a random direction": ["small-notebook-without-random"]},
+        ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
@@ -808,6 +813,25 @@ def contexts(codes, n_codes):
     return codes.flatten(), left, left * (n_codes + 1) + upper
 
 
+@torch.no_grad()
+def nearest_codes(run, seed, metrics):
+    """How many of its 64 codes an image shares with the training image that shares most, at the same places: the median
+    and the greatest of 1,000 images that the prior writes, and of 1,000 test images."""
+    model = load("vqvae", run, seed, vqvae.VQVAE)
+    torch.manual_seed(0)
+    written = load("vqvae", run, seed, vqvae.Prior, "prior").sample(1000).flatten(1)
+    x_train, x_test = cifar10()
+    train = vqvae.encode_all(model, x_train)
+    shared = {}
+    for name, codes in (("written", written), ("test", vqvae.encode_all(model, x_test[:1000]))):
+        same = torch.zeros(len(codes), len(train), dtype=torch.uint8)
+        for t in range(64):
+            same += codes[:, t, None] == train[:, t]
+        most = same.amax(1)
+        shared[name] = {"median": int(most.median()), "greatest": int(most.max())}
+    return shared
+
+
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # The model at other widths.
@@ -831,6 +855,7 @@ NUMBERS = {
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),
+    "vqvae/nearest_codes": (("main",), nearest_codes, "0"),
 }
 
 
