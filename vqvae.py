@@ -15,8 +15,8 @@ all numbers, var the variance of the training images):
                                        lambda = 0.25                    and the codes follow by a moving average instead
 
 "The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, as if the
-quantizer were not there. When all this is learned, a small causal transformer learns which code follows which. The
-decoder turns the codes that it samples into new images.
+quantizer were not there. When all this is learned, a second network, a small causal transformer, learns which code
+follows which. It takes the place of a VAE's prior N(0, I): the decoder turns codes that it samples into new images.
 
 Run it:    python vqvae.py                the model, then the prior; about half an hour on a laptop
            python vqvae.py --no-prior     only the model
@@ -58,8 +58,9 @@ class VectorQuantizer(nn.Module):
 
     ema=True: the codes follow z by an exponential moving average (appendix A.1). ema=False: the codes are parameters,
         and learn by the codebook term of the loss.
-    revive_until: up to this update, a code that is seldom the nearest becomes a random z of the present batch. That is
-        also how the codebook starts: from data, as counts start at 0. With 0, as is usual, codes start from N(0, I).
+    revive_until: up to this update, a code that is seldom the nearest becomes a random z of the present batch. At the
+        first update that is nearly every code, so the codebook starts from data. With 0 it starts from N(0, I), as is
+        usual, and most codes wait for thousands of updates (report/vqvae.md).
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=64, decay=0.99, ema=True, revive_until=0):
@@ -67,12 +68,12 @@ class VectorQuantizer(nn.Module):
         self.decay, self.ema, self.revive_until = decay, ema, revive_until
         self.codebook = nn.Parameter(torch.randn(num_embeddings, embedding_dim), requires_grad=not ema)  # (K, D)
         self.register_buffer("ema_count", torch.zeros(num_embeddings))  # N_i of the paper: how often a code is used
-        # m_i of the paper: the sum of the z that use it. As in the notebook of --reference, it is drawn anew.
+        # m_i of the paper: the sum of the z that use it. The notebook of --reference draws it anew, too.
         self.register_buffer("ema_sum", torch.randn(num_embeddings, embedding_dim))
         self.register_buffer("n_updates", torch.tensor(0))  # a buffer, so that a checkpoint has it
 
     def nearest(self, z):
-        """z (V, D) -> index of the nearest code (V,)"""
+        """z (V, D), V vectors -> index of the nearest code (V,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
         return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # of the distances (V, K)
 
@@ -103,12 +104,12 @@ class VectorQuantizer(nn.Module):
         if self.n_updates > self.revive_until:
             return
         share = len(z) / len(self.codebook)  # n_i if all codes were used alike
-        dead = self.ema_count < 0.4 * share  # (K,)
-        chosen = z[order[torch.arange(len(dead), device=z.device) % len(z)]]  # (K, D); again from the start if V < K
-        self.codebook[dead] = chosen[dead]
+        dead = (self.ema_count < 0.4 * share).nonzero().squeeze(1)  # their numbers
+        chosen = z[order[dead % len(z)]]  # another z each, if V >= K
+        self.codebook[dead] = chosen
         # Just above the threshold: 0.48 * 0.99^19 < 0.4, so if no z uses it, it is revived again 19 updates later.
         self.ema_count[dead] = 0.48 * share
-        self.ema_sum[dead] = 0.48 * share * chosen[dead]
+        self.ema_sum[dead] = 0.48 * share * chosen
 
     def forward(self, z):
         """z (N, D, h, w) -> e (N, D, h, w), the nearest codes, and their index (N, h, w)"""
@@ -129,7 +130,7 @@ class ResidualStack(nn.Module):
     """num_residual_layers times x + conv1x1(relu(conv3x3(relu(x)))), each with num_residual_hiddens channels inside:
     (N, num_hiddens, h, w) -> (N, num_hiddens, h, w)
 
-    relu_skip=True adds relu(x) in place of x. So does the usual code: its first ReLU works in place, and changes x.
+    relu_skip=True adds relu(x) in place of x. The usual code does so, as its first ReLU works in place and changes x.
     """
 
     def __init__(self, num_hiddens, num_residual_hiddens, num_residual_layers, relu_skip=False):
@@ -209,8 +210,8 @@ class Prior(nn.Module):
     """A causal transformer over the 8 x 8 codes, read row by row: index (N, 64) -> logits (N, 64, K) of
     p(code t | the codes before t). Its input is shifted by one: place t sees a start symbol and the codes before t.
 
-    codebook (K, D): what stands for a code at first is a random projection of its vector, so that codes which are near
-    each other start out alike. None starts from random numbers.
+    codebook (K, D): the embedding of a code starts as a random projection of its vector, so that codes which are near
+    each other start out alike. With None, embeddings start from random numbers.
     """
 
     def __init__(self, num_embeddings=512, length=64, width=128, n_layers=4, n_heads=4, codebook=None):
@@ -218,7 +219,7 @@ class Prior(nn.Module):
         self.token = nn.Embedding(num_embeddings + 1, width)  # the last one is the start symbol
         if codebook is not None:
             codes = (codebook - codebook.mean(0)) / codebook.std()
-            # Divided so that the variance is 1, as nn.Embedding's.
+            # Divided so that the variance is about 1, as nn.Embedding's.
             self.token.weight.data[:-1] = codes @ torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
         layer = nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
@@ -277,7 +278,7 @@ def train(model, x_train, x_test, args):
         model.train()
         # Drawn with replacement, so the state of the random numbers is all that a resumed run needs to know.
         x = x_train[torch.randint(len(x_train), (args.batch_size,)).to(x_train.device)]  # (N, 3, 32, 32)
-        output = model(x)
+        output = model(x)  # also moves the codes: VectorQuantizer.update
         terms = model.loss_function(output, x)
         optimizer.zero_grad()
         terms["loss"].backward()
