@@ -211,7 +211,7 @@ def elbo():
     q = Normal(mu[:, None], sigma[:, None]).log_prob(z).exp()  # (M, 1201)
     bound = (q * log_likelihood).sum(1) * step - FORMULAS.kl_divergence(mu, 2 * sigma.log())  # the ELBO, (M,)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), width_ratios=(1.5, 1))
-    left.fill_between(z, joint / math.exp(log_p_x), color="0.85", label="posterior p(z|x)")
+    left.fill_between(z, joint / math.exp(log_p_x), color="#b5ddcf", label="posterior p(z|x)")
     left.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), ":", color="0.3", label="prior p(z)")
     right.bar((0, 1), -log_p_x, 0.6, color="0.85")
     for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"),
@@ -225,7 +225,7 @@ def elbo():
     left.legend(loc="upper left", fontsize=9)
     right.set(ylabel="nats", xticks=(0, 1), xticklabels=("q, a guess", "q, the best"), xlim=(-0.55, 1.95),
               ylim=(0, 1.6))
-    right.set_title("log p(x) = ELBO + KL(q $\\parallel$ p(z|x))", fontsize=10)
+    right.set_title("$-$ELBO = $-$log p(x) + KL(q $\\parallel$ p(z|x))", fontsize=10)
     right.grid(False, axis="x")
     return figure
 
@@ -839,6 +839,7 @@ WIDTHS = ("short", *(f"short-{name}" for name in ("hidden-dim-64", "hidden-dim-2
                                                   "residual-hiddens-64", "residual-layers-1", "residual-layers-4")))
 # <script>/<key>: runs, function, and which seeds, if not all
 NUMBERS = {
+    "denoise_ae/clean_mean_square": (("main",), lambda *_: float((common.load_mnist()[2] ** 2).mean()), "0"),
     "vae/first_1000_nll_100_nats": (("binarized", "binarized-100"), lambda run, seed, _: binarized_nll(run, seed, 100)),
     "vae/first_1000_nll_5000_nats": (("binarized", "binarized-100"),
                                      lambda run, seed, _: binarized_nll(run, seed, 5000)),
