@@ -86,12 +86,12 @@ def opened(page="index.html", size=WIDE, dark=False, **options):
 
 
 def settled(tab):
-    """Until what follows the scrolling has followed."""
+    """Until what follows the scrolling has followed: the browser tells of what came into view a frame or two later."""
     tab.evaluate("""async () => {
         const frame = () => new Promise(done => requestAnimationFrame(done));
         const state = () => `${scrollY} ${document.querySelector(".files")?.scrollTop}`;
         let last = "", still = 0;
-        while (still < 4) { await frame(); still = state() === last ? still + 1 : 0; last = state(); }
+        while (still < 8) { await frame(); still = state() === last ? still + 1 : 0; last = state(); }
     }""")
 
 
@@ -164,20 +164,19 @@ def test_diagrams_are_those_of_the_text():
 
 def test_what_build_makes_of_markdown():
     def made(text):
-        return build.convert(text, ROOT, ["vae.py"])[0].strip()
+        return build.convert(text, ROOT, ["vae.py"]).strip()
 
     kl = build.find("vae.py", "myVAE.kl_divergence").lineno
     for text, html in {
             "3.1 ± 0.2<!--vae:loss--> \"nats\"": "<p>3.1 ± 0.2 “nats”</p>",
             "[`kl`](vae.py#L97)": '<p><a href="#vae.py-L97"><code>kl</code></a></p>',
             "[`kl`](cvae.py#L9)": '<p><a href="index.html#cvae.py-L9"><code>kl</code></a></p>',
-            "`vae.py:97`": '<p><a href="#vae.py-L97"><code>vae.py:97</code></a></p>',
             "[a](report/vqvae.md#b) [c](report/choices.md) [d](README.md) [e](https://f.g)":
                 '<p><a href="vqvae.html#b">a</a> <a href="choices.html">c</a> <a href="../README.md">d</a> '
                 '<a href="https://f.g">e</a></p>',
             "`python vae.py --smoke`": "<p><code>python vae.py <span>--smoke</span></code></p>",
-            "<!--panel:nothing-->": '<section class="panel" id="nothing" data-panel="nothing" aria-label="nothing">'
-                                    "</section>",
+            "<!--panel:noise-->": '<section class="panel" id="noise" data-panel="noise" '
+                                  'aria-label="Noise, and without it"></section>',
             "<details><summary>A</summary>\n\nb. </details>":
                 "<details><summary>A</summary>\n<p>b.</p>\n</details>"}.items():
         assert made(text) == html, f"expected\n{html}\ngot\n{made(text)}"

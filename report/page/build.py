@@ -9,21 +9,24 @@ them, read.js keeps the code beside the text in step with it, and panels.js brin
 """
 
 import ast
-import functools
 import os
 import re
 import struct
 import sys
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pygments
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from math_core import LatexToMathML
+from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments.filter import simplefilter
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
-from pygments.token import Comment, Keyword, Name, Number, Operator, String
+from pygments.token import Comment, Keyword, Name, Number, Operator, String, Text
 
 PAGE = Path(__file__).resolve().parent
 REPORT = PAGE.parent
@@ -35,43 +38,40 @@ import diagrams
 PAGES = {ROOT / "report.md": "index.html", REPORT / "vqvae.md": "vqvae.html", REPORT / "choices.md": "choices.html"}
 NAMES = {"index.html": "Report", "vqvae.html": "Experiments of section 6", "choices.html": "Choices"}
 SCRIPTS = ("ae.py", "denoise_ae.py", "vae.py", "cvae.py", "cvae_structured.py", "vqvae.py", "common.py")
-KINDS = {Comment: "c", String: "s", Number: "n", Keyword: "k", Operator.Word: "k", Name.Function: "d", Name.Class: "d",
-         Name.Builtin: "b", Name.Decorator: "b"}
-CODE = re.compile(r"<!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->")
-FIGURE = re.compile(r"\*\*Figure ([\d.]*\d)\.\*\*")
+COLOURED = (Comment, String, Number, Keyword, Operator.Word, Name.Function, Name.Class, Name.Builtin, Name.Decorator)
 math = LatexToMathML()
 
 
 # %% Code
 
-@functools.cache
-def highlighted(script):
-    return highlight((ROOT / script).read_text(encoding="utf-8"))
+@simplefilter
+def few_kinds(self, lexer, stream, options):
+    """Only the kinds of tokens that page.css colours: every script is in the page, which is to stay small."""
+    for token, text in stream:
+        yield next((kind for kind in COLOURED if token in kind), Text), text
+
+
+LEXER = PythonLexer(stripnl=False)
+LEXER.add_filter(few_kinds())
 
 
 def highlight(source):
-    """Its lines in HTML. A run of tokens of one kind is one element, which never crosses the end of a line."""
-    html, open_kind = "", None
-    for token, text in PythonLexer(stripnl=False).get_tokens(source):
-        kind = next((kind for parent, kind in KINDS.items() if token in parent), None)
-        for part in re.split("(\n)", text):
-            new_kind = None if part == "\n" else kind if part else open_kind
-            if new_kind != open_kind:
-                html += ("</i>" if open_kind else "") + (f"<i class={new_kind}>" if new_kind else "")
-            html, open_kind = html + escape(part, quote=False), new_kind
-    return html.rstrip("\n").split("\n")
+    """Its lines in HTML."""
+    html = pygments.highlight(source, LEXER, HtmlFormatter(nowrap=True))
+    html = re.sub('<span class="(..?)">(.*?)</span>', r"<i class=\1>\2</i>", html)  # shorter, as are bare quotes
+    return html.replace("&quot;", '"').replace("&#39;", "'").rstrip("\n").split("\n")
 
 
-def block(lines, first=1, script=None):
-    """Numbered lines. In a script each has its own anchor. --i is where a line that needs two rows goes on."""
+def block(source, first=1, script=None, kind="code"):
+    """Python with numbered lines, in a script each with its anchor. --i is where a line goes on that needs two rows."""
     html = ""
-    for number, line in enumerate(lines, first):
-        text = unescape(re.sub("<[^>]*>", "", line))
+    for number, line in enumerate(highlight(source), first):
+        text = re.sub("<.*?>", "", line)
         indent = len(text) - len(text.lstrip())
-        html += (f"<span{f' id={script}-L{number}' if script else ''}"
-                 f"{f' style=--i:{indent}' if indent and len(text) > 40 else ''}>{line}\n</span>")
-    reset = f' style="counter-reset:line {first - 1}"' if first > 1 else ""
-    return f'<pre class="code"{reset}><code>{html}</code></pre>'
+        anchor = f" id={script}-L{number}" if script else ""
+        hang = f" style=--i:{indent}" if indent and len(text) > 40 else ""
+        html += f"<span{anchor}{hang}>{line}\n</span>"
+    return f'<pre class="{kind}" style="counter-reset:line {first - 1}"><code>{html}</code></pre>\n'
 
 
 def find(script, name):
@@ -82,101 +82,61 @@ def find(script, name):
     return node
 
 
-def quote(marker, content):
-    """A block of quoted lines, with file, line and signature above it."""
-    script, name = marker["script"], marker["name"]
-    node = find(script, name)
-    first = node.body[0].end_lineno + 1 if ast.get_docstring(node) else node.body[0].lineno
-    last = node.end_lineno
-    if marker["first"]:
-        first, last = first + int(marker["first"]) - 1, first + int(marker["last"]) - 1
-    source = (ROOT / script).read_text(encoding="utf-8").splitlines()[first - 1:last]
-    while not source[0]:
-        source, first = source[1:], first + 1
-    indent = min(len(line) - len(line.lstrip()) for line in source if line)
-    _, *quoted = content.rstrip("\n").split("\n")  # above the lines pages.py says in a comment where they stand
-    assert [line[indent:] for line in source] == quoted, f"{marker[0]}: report/pages.py?"
-    lines = [re.sub(rf"^((<[^>]*>)*) {{{indent}}}", r"\1", line) for line in highlighted(script)[first - 1:last]]
-    arguments = re.sub(r"^self(, )?", "", ast.unparse(node.args))
+def quote(script, first, signature, source):
+    """Quoted lines of a script. read.js shows them in it, or below them the whole definition that they are from."""
+    name, first = signature.partition("(")[0], int(first)
+    node, last = find(script, name), first + source.rstrip("\n").count("\n")
     return (f'<figure class="quote" data-script="{script}" data-lines="{first}-{last}" '
             f'data-whole="{node.lineno}-{node.end_lineno}"><figcaption>'
-            f'<a href="#{script}-L{first}">{script}:{first}</a> '
-            f"<code>{name}({escape(arguments)})</code></figcaption>{block(lines, first)}</figure>\n")
+            f'<a href="#{script}-L{first}">{script}:{first}</a> <code>{escape(signature)}</code></figcaption>'
+            f"{block(source, first)}</figure>\n")
 
 
 # %% Formulas
 
 def formula(tex, display):
     """MathML. A long formula in the text comes in pieces, so that a line can break after = and such, as in print."""
-    # An index goes below the name only if that is an operator.
-    tex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}(_\w)?", r"\\operatorname*{\1}\2\,", tex.strip())
-    whole = math.convert_with_local_state(tex, displaystyle=display)
-    # Chromium makes a raised prime too small.
-    whole = re.sub("<msup>(<mi>.</mi>)<mo>′</mo></msup>", r'\1<mo form="postfix" lspace="0" rspace="0">′</mo>', whole)
-    if display or len(re.sub("<[^>]*>", "", whole)) < 16:
+    tex = tex.strip().replace(r"\mathop{\mathrm{argmin}}_j", r"\operatorname*{argmin}_j\,")  # with the j below it
+    tex = tex.replace("'", r"\mathord{\prime}")  # Chromium makes a raised one too small
+    whole = math.convert_with_local_state(tex, displaystyle=display).replace("&ApplyFunction;", "\u2061")
+    tree = ElementTree.fromstring(whole)
+    length = len("".join(tree.itertext()))
+    if display or length < 16:
         return whole
-    pieces, depth, norms = [[]], 0, 0
-    tree = ElementTree.fromstring(re.sub(r"&(?!lt|gt|amp)\w+;", lambda name: unescape(name[0]), whole))
-    children, deepest = list(tree), len("".join(tree.itertext())) > 40  # brackets that it may be broken in
-    for i, child in enumerate(children):
-        pieces[-1].append(child)
-        text = "".join(child.itertext())
-        depth += sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
-        norms += text.count("‖")
-        sign = text in ("+", "−") and i and "".join(children[i - 1].itertext()) not in "=≥≤≈←([{,"
-        if depth <= deepest and norms % 2 == 0 and child.tag == "mo" and (text in ("=", "≥", "≤", "≈", "←") or sign):
-            pieces.append([])
-    html = ["".join(ElementTree.tostring(child, encoding="unicode") for child in piece) for piece in pieces if piece]
-    return "<wbr>".join(f"<math>{piece}</math>" for piece in html)
+    html = text = ""
+    most = 1 if length > 40 else 0  # brackets that it may be broken in
+    for child in tree:
+        html += ElementTree.tostring(child, encoding="unicode")
+        text += "".join(child.itertext())
+        depth = len(re.findall(r"[(\[{]", text)) - len(re.findall(r"[)\]}]", text))
+        outside = depth <= most and text.count("‖") % 2 == 0
+        if outside and re.search("<mo>[=≥≤≈←+−]</mo>$", html):  # the sign of -1 has attributes
+            html += "</math><wbr><math>"
+    return f"<math>{html}</math>"
 
 
 # %% Text
 
-def slug(heading):
-    """GitHub's name of a heading."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
-def plain(tokens):
-    return "".join(token.content for token in tokens if token.type in ("text", "code_inline"))
-
-
-def picture(source, alt, env, half=False):
-    path = (env["folder"] / source).resolve()
-    width, height = struct.unpack(">II", path.read_bytes()[16:24])  # of a PNG, so that nothing moves when it comes
-    return (f'<img src="{os.path.relpath(path, REPORT).replace(os.sep, "/")}" alt="{escape(alt)}" width="{width}" '
-            f'height="{height}"{" class=half" if half else ""} decoding="async">')
-
-
-def target(href, env):
-    """Where a link leads on these pages."""
+def target(href, folder, scripts):
+    """Where a link of a Markdown file in this folder leads on a page that holds these scripts."""
     file, _, anchor = href.partition("#")
-    if re.match(r"\w+:", href) or not file:
+    if not file or re.match("https?:", href):
         return href
-    path = (env["folder"] / file).resolve()
-    if path in PAGES:
-        return PAGES[path] + ("#" + anchor if anchor else "")
+    path = (folder / file).resolve()
     if path.name in SCRIPTS:
-        page = "" if path.name in env["scripts"] else "index.html"
-        return f"{page}#{path.name}" + ("-" + anchor if anchor else "")
-    return os.path.relpath(path, REPORT).replace(os.sep, "/") + ("#" + anchor if anchor else "")
+        return f"{'' if path.name in scripts else 'index.html'}#{path.name}-{anchor}"
+    page = PAGES.get(path) or os.path.relpath(path, REPORT).replace(os.sep, "/")
+    return page + ("#" + anchor if anchor else "")
+
+
+def panel(found):
+    """The place of a panel, which has the name that its script gives it."""
+    title = re.search('title: "(.*?)"', (PAGE / "panels" / f"{found[1]}.js").read_text(encoding="utf-8"))[1]
+    return f'<section class="panel" id="{found[1]}" data-panel="{found[1]}" aria-label="{escape(title)}"></section>'
 
 
 class Renderer(RendererHTML):
     """Each method renders the tokens of its name."""
-
-    def heading_open(self, tokens, i, options, env):
-        title = plain(tokens[i + 1].children)
-        anchor = slug(title)
-        n = env["slugs"][anchor] = env["slugs"].get(anchor, -1) + 1
-        anchor += f"-{n}" if n else ""
-        level = int(tokens[i].tag[1])
-        script = re.search(r"\w+\.py", title)
-        if level in (2, 3):
-            env["contents"].append((level, anchor, self.renderInline(tokens[i + 1].children, options, env)))
-        data = f' data-script="{script[0]}"' if script and level == 2 else ""
-        return (f'<h{level} id="{anchor}"{data}>'
-                f'<a class="anchor" href="#{anchor}" aria-hidden="true" tabindex="-1">#</a>')
 
     def fence(self, tokens, i, options, env):
         kind, content = tokens[i].info, tokens[i].content
@@ -184,117 +144,90 @@ class Renderer(RendererHTML):
             return f'<div class="formula">{formula(content, True)}</div>\n'
         if kind == "mermaid":
             return diagrams.chart(content)
-        marker = CODE.match(tokens[i - 1].content) if i else None
-        if marker:
-            return quote(marker, content)
-        if kind == "python":
-            return block(highlight(content)).replace('"code"', '"code bare"') + "\n"
-        return f'<pre class="{kind}"><code>{escape(content, quote=False)}</code></pre>\n'
-
-    def math_inline(self, tokens, i, options, env):
-        return formula(tokens[i].content, False)
-
-    def html_block(self, tokens, i, options, env):
-        panel = re.match(r"<!--panel:([\w-]+)-->", tokens[i].content)
-        if panel:
-            script = PAGE / "panels" / f"{panel[1]}.js"
-            title = re.search(r'title: "([^"]+)"', script.read_text(encoding="utf-8")) if script.exists() else None
-            return (f'<section class="panel" id="{panel[1]}" data-panel="{panel[1]}" '
-                    f'aria-label="{escape(title[1] if title else panel[1])}"></section>\n')
-        return re.sub(r"<!--.*?-->\n?", "", tokens[i].content)
-
-    def html_inline(self, tokens, i, options, env):
-        image = re.match(r'<img src="([^"]+)" width="[^"]+" alt="([^"]+)">', tokens[i].content)
-        return picture(*image.groups(), env, half=True) if image else re.sub("<!--.*?-->", "", tokens[i].content)
+        if kind != "python":
+            return f'<pre class="{kind}"><code>{escape(content, quote=False)}</code></pre>\n'
+        quoted = re.match(r"# (\w+\.py):(\d+)  (.*)\n", content)  # pages.py writes this above the lines
+        return quote(*quoted.groups(), content[quoted.end():]) if quoted else block(content, kind="code bare")
 
     def image(self, tokens, i, options, env):
-        return picture(tokens[i].attrs["src"], tokens[i].content, env)
-
-    def link_open(self, tokens, i, options, env):
-        tokens[i + 1].content = re.sub(r"^(vqvae|choices)\.md$", r"\1.html", tokens[i + 1].content)  # named by its file
-        return f'<a href="{escape(target(tokens[i].attrs["href"], env))}">'
+        width, height = struct.unpack(">II", (REPORT / tokens[i].attrs["src"]).read_bytes()[16:24])  # of a PNG
+        tokens[i].attrs.update(width=width, height=height, decoding="async")  # so that nothing moves when it comes
+        return super().image(tokens, i, options, env)
 
     def code_inline(self, tokens, i, options, env):
-        line = re.fullmatch(r"(\w+\.py):(\d+)", tokens[i].content)
-        words = escape(tokens[i].content, quote=False).split(" ")  # a line may break between them, not after a hyphen
-        code = f"<code>{' '.join(f'<span>{word}</span>' if '-' in word else word for word in words)}</code>"
-        return f'<a href="{target(f"{ROOT / line[1]}#L{line[2]}", env)}">{code}</a>' if line else code
+        """A line may break at its spaces, not at a hyphen."""
+        code = escape(tokens[i].content, quote=False)
+        return "<code>" + re.sub(r"\S*-\S*", r"<span>\g<0></span>", code) + "</code>"
 
     def text(self, tokens, i, options, env):
         """With links to the figures that it names."""
-        before = [token.type for token in tokens[:i]]
-        inside = before.count("link_open") > before.count("link_close")
-        number = r"\b([Ff]igures?[ \n])(\d(?:\.\d)?)\b"
-        text = escape(tokens[i].content, quote=False)
-        return text if inside else re.sub(
-            number, lambda found: f'{found[1]}<a href="#figure-{found[2]}">{found[2]}</a>'
-            if found[2] in env["figures"] else found[0], text)
+        def link(found):
+            return f'{found[1]}<a href="#figure-{found[2]}">{found[2]}</a>' if found[2] in env["figures"] else found[0]
 
-    def th_open(self, tokens, i, options, env):
-        if not plain(tokens[i + 1].children).strip():  # the corner of a table is no heading
-            tokens[i].tag = tokens[i + 2].tag = "td"
-        return self.renderToken(tokens, i, options, env)
-
-    def table_open(self, tokens, i, options, env):
-        return '<div class="table"><table>\n'
-
-    def table_close(self, tokens, i, options, env):
-        return "</table></div>\n"
+        return re.sub(r"\b([Ff]igures? )(\d+(?:\.\d+)?)", link, escape(tokens[i].content, quote=False))
 
 
-def with_figures(tokens, env):
-    """A paragraph of images and the paragraph below that says Figure 1.1 are one figure."""
-    i = 0
-    while i + 5 < len(tokens):
-        image, caption = tokens[i + 1], tokens[i + 4]
-        if (tokens[i].type == tokens[i + 3].type == "paragraph_open" and (found := FIGURE.match(caption.content))
-                and all(c.type == "image" or c.content.startswith("<img") or not c.content.strip()
-                        for c in image.children)):
-            env["figures"].add(found[1])
-            tokens[i].tag = "figure"
-            tokens[i].attrs["id"] = f"figure-{found[1]}"
-            tokens[i + 2].hidden = True
-            tokens[i + 3].tag = "figcaption"
-            tokens[i + 5].tag = "figcaption></figure"  # the caption ends, and with it the figure
-            i += 5
-        i += 1
-    return tokens
+# What the pages need beyond the HTML that the libraries make.
+FINISH = {
+    '<span class="math inline">(.*?)</span>': r"\1",  # dollarmath's, of no use here
+    # The # beside a heading is for the mouse only; the contents have the same link.
+    '<a class="header-anchor"': '<a class="anchor" aria-hidden="true" tabindex="-1"',
+    r"<h2( .*<code>(\w+\.py)</code>)": r'<h2 data-script="\2"\1',
+    # Images and the paragraph below that says Figure 1.1 are one figure.
+    r'<p>((?:<img [^>]*>\s*)+)</p>\s*<p>(<strong>Figure <a href="#(.*?)">(?s:.*?))</p>':
+        r'<figure id="\3">\1<figcaption>\2</figcaption></figure>',
+    "<table>(?s:(.*?))</table>": r'<div class="table"><table>\1</table></div>',
+    "<th>(|<math>.*)</th>": r"<td>\1</td>",  # a heading has words, unlike the corner of a table
+}
+
+
+def convert(text, folder, scripts):
+    """Markdown that lies in a folder -> HTML."""
+    text = re.sub(r"<!--panel:(\w+)-->", panel, text)
+    text = re.sub("<!--.*?-->", "", text)
+    text = re.sub('<img src="(.*?)" width="49%" alt="(.*?)">', r"![\2](\1)", text)
+    text = re.sub(r"\[(vqvae|choices)\.md\]", r"[\1.html]", text)  # links named by their file
+    text = text.replace("</details>", "\n\n</details>\n\n")  # else the end of a paragraph, and that inside it
+    markdown = MarkdownIt("commonmark", {"typographer": True, "xhtmlOut": False}, renderer_cls=Renderer)
+    markdown.enable(["table", "smartquotes"])
+    markdown.use(anchors_plugin, max_level=3, permalink=True, permalinkSymbol="#", permalinkBefore=True,
+                 permalinkSpace=False)
+    markdown.use(dollarmath_plugin, renderer=lambda tex, _: formula(tex, False))
+    normalize = markdown.normalizeLink
+    markdown.normalizeLink = lambda href: normalize(target(href, folder, scripts))
+    html = markdown.render(text, {"figures": re.findall(r"^\*\*Figure ([\d.]*\d)", text, re.MULTILINE)})
+    for found, made in FINISH.items():
+        html = re.sub(found, made, html)
+    return html
 
 
 # %% Pages
 
-def convert(text, folder, scripts):
-    """Markdown that lies in a folder -> HTML, and its headings: (level, anchor, HTML)."""
-    text = text.replace("</details>", "\n\n</details>\n\n")  # else the end of a paragraph, and that inside it
-    env = {"folder": folder, "scripts": scripts, "slugs": {}, "contents": [], "figures": set()}
-    markdown = MarkdownIt("commonmark", {"typographer": True}, renderer_cls=Renderer).enable(["table", "smartquotes"])
-    markdown.use(dollarmath_plugin)
-    markdown.renderer.rules["math_inline"] = markdown.renderer.math_inline  # not the plugin's own
-    tokens = with_figures(markdown.parse(text, env), env)
-    return markdown.renderer.render(tokens, markdown.options, env), env["contents"]
-
-
 def build(source):
     """The page of a Markdown file, with the scripts that it quotes, or all."""
-    text = source.read_text(encoding="utf-8")
-    scripts = [script for script in SCRIPTS if PAGES[source] == "index.html" or f"<!--code:{script}" in text]
-    body, headings = convert(text, source.parent, scripts)
-    page = PAGES[source]
-    title = re.search(r"^# (.*)", text, re.MULTILINE)[1]
-    contents = "".join(f'<li class="h{level}"><a href="#{anchor}">{re.sub("</?a[^>]*>", "", heading)}</a></li>\n'
-                       for level, anchor, heading in headings)
+    text, page = source.read_text(encoding="utf-8"), PAGES[source]
+    scripts = [script for script in SCRIPTS if page == "index.html" or f"<!--code:{script}" in text]
+    body = convert(text, source.parent, scripts)
+    contents = "".join(f'<li class="h{level}"><a href="#{anchor}">{heading}</a></li>\n' for level, anchor, heading
+                       in re.findall(r'<h([23]) .*?id="(.*?)"><a .*?</a>(.*)</h', body))
     pages = "".join(f'<li><a href="{name}"{" aria-current=page" if name == page else ""}>{label}</a></li>\n'
                     for name, label in NAMES.items())
     tabs = "".join(f'<a href="#{script}">{script}</a>\n' for script in scripts)
     files = "".join(f'<section class="script" id="{script}" aria-label="{script}"><h2>{script}</h2>'
-                    f'{block(highlighted(script), script=script)}</section>\n' for script in scripts)
-    code = (f'<aside id="code" aria-label="The scripts">\n'
-            f'<button id="shut">Back to the text</button>\n<nav aria-label="Scripts">\n{tabs}</nav>\n'
-            f'<div class="files" tabindex="0">\n{files}</div>\n</aside>\n') if scripts else ""
-    return TEMPLATE.format(title=escape(title), kind="" if scripts else " class=alone", contents=contents, pages=pages,
-                           body=body, code=code)
+                    f'{block((ROOT / script).read_text(encoding="utf-8"), script=script)}</section>\n'
+                    for script in scripts)
+    return TEMPLATE.format(title=escape(re.search("^# (.*)", text)[1]), contents=contents, pages=pages, body=body,
+                           code=CODE.format(tabs=tabs, files=files) if scripts else "")
 
 
+CODE = """<aside id="code" popover aria-label="The scripts">
+<button id="shut" popovertarget="code" popovertargetaction="hide">Back to the text</button>
+<nav aria-label="Scripts">
+{tabs}</nav>
+<div class="files" tabindex="0">
+{files}</div>
+</aside>
+"""
 TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
@@ -307,11 +240,11 @@ TEMPLATE = """<!doctype html>
 <link rel="stylesheet" href="page/panels.css">
 <script>document.documentElement.classList.add("js")</script>
 </head>
-<body{kind}>
+<body>
 <div class="text">
 <header>
-<button id="menu" aria-expanded="false" aria-controls="contents"><span id="where">Contents</span></button>
-<nav aria-label="Contents" id="contents">
+<button id="menu" popovertarget="contents"><span id="where">Contents</span></button>
+<nav aria-label="Contents" id="contents" popover>
 <ul class="pages">
 {pages}</ul>
 <ol>
