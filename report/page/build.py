@@ -130,9 +130,11 @@ def target(href, folder, scripts):
 
 
 def panel(found):
-    """The place of a panel, which has the name that its script gives it."""
+    """The place of a panel, the first or, for <!--panel:planes again-->, another one of its kind."""
     title = re.search('title: "(.*?)"', (PAGE / "panels" / f"{found[1]}.js").read_text(encoding="utf-8"))[1]
-    return f'<section class="panel" id="{found[1]}" data-panel="{found[1]}" aria-label="{escape(title)}"></section>'
+    anchor = found[1] + (found[2] or "").replace(" ", "-")
+    return (f'<section class="panel" id="{anchor}" data-panel="{found[1]}" '
+            f'aria-label="{escape(title)}{found[2] or ""}"></section>')
 
 
 class Renderer(RendererHTML):
@@ -183,7 +185,8 @@ FINISH = {
 
 def convert(text, folder, scripts):
     """Markdown that lies in a folder -> HTML."""
-    text = re.sub(r"<!--panel:(\w+)-->", panel, text)
+    text = re.sub(r"\*\*Read it in a browser:\*\*(?s:.*?)\n\n", "", text)
+    text = re.sub(r"<!--panel:(\w+)( again)?-->", panel, text)
     text = re.sub("<!--.*?-->", "", text)
     text = re.sub('<img src="(.*?)" width="49%" alt="(.*?)">', r"![\2](\1)", text)
     text = re.sub(r"\[(vqvae|choices)\.md\]", r"[\1.html]", text)  # links named by their file

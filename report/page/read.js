@@ -75,7 +75,12 @@
   }
 
   function showQuote(quote) {
+    mark(quote);
     show(quote.dataset.script, ...range(quote.dataset.lines));
+  }
+
+  function mark(quote) {
+    for (const other of $$(".quote")) other.classList.toggle("now", other === quote);
   }
 
   /** Follows #vae.py or #vae.py-L9; false if it is something else. */
@@ -97,7 +102,7 @@
   function follow(next) {
     const asked = stop === null && toCode(location.hash);  // the address comes before the place in the text
     stop = next;
-    for (const quote of $$(".quote")) quote.classList.toggle("now", quote === stop);
+    mark(stop);
     if (asked || !wide.matches) return;
     if (stop?.matches(".quote")) showQuote(stop);
     else if (stop?.hash) toCode(stop.hash);
@@ -112,7 +117,12 @@
     if (quote && (link || wide.matches && !String(getSelection()))) showQuote(quote);
     else if (link?.pathname !== location.pathname || !toCode(link.hash)) return;
     event.preventDefault();
+    if (event.detail || !wide.matches) return;
+    from = link;  // by the keyboard: into the code, and with Escape back
+    files.focus({preventScroll: true});
   });
+  let from = null;
+  files.addEventListener("keydown", event => { if (event.key === "Escape") from?.focus(); });
 
   // On a narrow screen the script lies over the text until it is shut, by its button, Escape or the way back.
   column.addEventListener("toggle", ({newState}) => {
