@@ -100,7 +100,7 @@ class VectorQuantizer(nn.Module):
     def revive(self, z):
         """Each code that is used less than 0.4 times its fair share becomes one of z (V, D), another each if V >= K."""
         self.n_updates += 1
-        order = torch.randperm(len(z), device=z.device)  # drawn in any case: --no-revive sees the same batches
+        order = torch.randperm(len(z), device=z.device)  # in any case: --no-revive sees the same batches
         if self.n_updates > self.revive_until:
             return
         share = len(z) / len(self.codebook)  # n_i if all codes were used alike
