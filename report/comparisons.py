@@ -609,7 +609,7 @@ FIGURES = {
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, no push outward": ["small-notebook-without-outward"],
-         f"{WITHOUT}, none in a random direction": ["small-notebook-without-random"]},
+         f"{WITHOUT}, no push along z - e": ["small-notebook-diveq"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
