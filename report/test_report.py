@@ -693,8 +693,8 @@ def test_figures_of_the_vqvae():
     images = figures["samples"][0][:5, :, :, 12:20, 12:20]  # (5, 10, 3, 8, 8)
     codes = model.quantizer.codebook.detach()
     shown = (images.permute(0, 1, 3, 4, 2).unsqueeze(-2) - codes[:, :3]).norm(dim=-1).argmin(-1)
-    assert (shown[:, :7] == 5).all()  # what the prior wrote
-    drawn_codes = torch.bincount(shown[:, 8:].flatten()) / shown[:, 8:].numel()
+    assert (shown[:4] == 5).all()  # what the prior wrote
+    drawn_codes = torch.bincount(shown[4].flatten()) / shown[4].numel()
     expect("drawn one by one, by frequency", drawn_codes, [0.75, 0.25], 0.05)
 
 
