@@ -316,16 +316,18 @@ def make_figures(model, baseline, metrics, x_test, y_test, visible):
         "loss": "CVAE: loss, nats", "bce": "its BCE", "kl": "its KL", "baseline_loss": "BaselineNN: loss"})}
 
     x = x_test[pick_images(model, x_test, y_test, visible) + [0, 1, 2]]  # (10, 1, H, W)
-    c = x.flatten(1)[:, visible].repeat(10, 1)  # ten samples each
-    samples = model.decode(model.reparameterize(*prior(model, c)), c)
-    shown = torch.cat([baseline(c[:10]), samples]).reshape(11, 10, 1, 28, 28).transpose(0, 1)
+    c = x.flatten(1)[:, visible].repeat(100, 1)  # a hundred samples each
+    samples = model.decode(model.reparameterize(*prior(model, c)), c).reshape(100, 10, 1, 28, 28)
+    nearest = ((samples - x) ** 2).flatten(2)[:, :, ~visible].mean(-1).argmin(0)  # (10,)
+    nearest = samples[nearest, torch.arange(10, device=x.device)]
+    shown = torch.stack([baseline(c[:10]), *samples[:9], nearest], dim=1)  # (10, 11, 1, 28, 28)
     visible = visible.reshape(28, 28)
     shown = torch.where(visible, x.unsqueeze(1), shown)  # the visible pixels are known: show them as they are
     given = torch.where(visible, x, 0.5)
     figures["samples"] = common.plot_images(
         torch.cat([torch.stack([given, x], dim=1), shown], dim=1),
         ["", "open", "", "", "", "settled", "", "", "simply\nthe first\nthree", ""],
-        ["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE"])
+        ["given", "original", "Baseline\nNN", *[""] * 4, "samples of the CVAE", *[""] * 4, "nearest\nof 100"])
 
     figure, axis = plt.subplots(figsize=(8, 3.6))
     best = metrics["best_of_k_mse"]
