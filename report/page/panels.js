@@ -308,9 +308,13 @@ function slider(parent, label, {min, max, step, value, show = number => fixed(nu
     shown.textContent = show(Number(input.value));
     input.setAttribute("aria-valuetext", shown.textContent);
   };
-  input.addEventListener("input", () => { update(); changed(Number(input.value)); });
+  const set = number => { now = input.value = number; update(); };
+  let now = value, before;
+  input.addEventListener("input", () => { set(Number(input.value)); changed(now); });
+  input.addEventListener("pointerdown", () => { before = now; });
+  input.addEventListener("pointercancel", () => { set(before); changed(now); });  // the finger scrolls the page
   update();
-  return number => { input.value = number; update(); };
+  return set;
 }
 
 function button(parent, text, pressed) {
@@ -335,6 +339,17 @@ function choice(parent, legend, options, selected, changed, kind = "") {
     }
     input.addEventListener("change", () => changed(i));
     return input;
+  });
+  group.addEventListener("keydown", event => {  // to the option where the arrow points; if none is there, to the next
+    const [right, down] = STEPS[event.key] ?? [0, 0], from = event.target.getBoundingClientRect();
+    const [next] = inputs.map(input => {
+      const {left, top} = input.getBoundingClientRect(), [x, y] = [left - from.left, top - from.top];
+      return {input, way: right * x + down * y, cost: right ? Math.abs(y) : 99 * y * down + Math.abs(x)};
+    }).filter(({way, cost}) => way > 4 && !(right && cost > 9)).sort((a, b) => a.cost - b.cost || a.way - b.way);
+    if (!next || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    next.input.focus();
+    next.input.click();
   });
   const select = i => inputs.forEach((input, k) => { input.checked = k === i; });
   select(selected);
@@ -364,18 +379,27 @@ function status(parent) {
 const STEPS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
 // Dragging calls place(u, v, first), each from 0 to 1 inside the canvas and beyond that outside; an arrow key
-// step(right, down), with other keys in `keys`, {key: function}. With Alt, Ctrl or Meta a key is the browser's.
-function drag(canvas, place, step, keys = {}) {
+// step(right, down), with other keys in `keys`, {key: function}. With Alt, Ctrl or Meta a key is the browser's. With
+// grips(), a list of [u, v], a finger drags only from near these; from elsewhere it scrolls, and a tap calls place.
+function drag(canvas, place, step, keys = {}, grips = null) {
+  let held = true;
+  element(canvas.parentNode, "span", {class: "keys", "aria-hidden": "true"}, canvas.getAttribute("aria-label"));
+  canvas.after(canvas.parentNode.lastChild);
   canvas.tabIndex = 0;
   canvas.classList.add("drag");
   canvas.setAttribute("role", "application");
-  for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, event => {
-    if (!event.isPrimary || event.buttons !== 1) return;
-    if (kind === "pointerdown") canvas.setPointerCapture(event.pointerId);
-    else if (!canvas.hasPointerCapture(event.pointerId)) return;
-    const box = canvas.getBoundingClientRect();
-    place((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height, kind === "pointerdown");
+  for (const kind of ["pointerdown", "pointermove", "click"]) canvas.addEventListener(kind, event => {
+    const box = canvas.getBoundingClientRect(), [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    if (kind === "click" ? held : !event.isPrimary || event.buttons !== 1) return;
+    if (kind === "pointerdown") {
+      held = event.pointerType !== "touch" || !grips
+        || grips().some(([u, v]) => Math.hypot(x - u * box.width, y - v * box.height) < 32);
+      if (held) canvas.setPointerCapture(event.pointerId);
+    }
+    if (kind === "click" || held && canvas.hasPointerCapture(event.pointerId))
+      place(x / box.width, y / box.height, kind !== "pointermove");
   });
+  canvas.addEventListener("touchstart", event => { if (held) event.preventDefault(); });
   canvas.addEventListener("keydown", event => {
     const arrow = STEPS[event.key], other = keys[event.key];
     if (event.altKey || event.ctrlKey || event.metaKey || !(arrow || other)) return;
@@ -462,7 +486,7 @@ function vocabulary({decode, codebook, colors}) {
 // A canvas with a swatch for each pixel: chosen(place) at a click or a tap, which leaves a finger free to scroll, and
 // step(right, down) at an arrow key.
 function tap(canvas, chosen, step) {
-  drag(canvas, () => {}, step);
+  drag(canvas, () => {}, step, {}, () => []);
   canvas.classList.add("tap");
   canvas.addEventListener("click", event => {
     const box = canvas.getBoundingClientRect(), at = (share, n) => clamp(Math.floor(share * n), 0, n - 1);
@@ -501,12 +525,15 @@ async function open(section) {
     const head = element(section, "div", {class: "head"});
     element(head, "strong", {}, title);
     if (section.requestFullscreen) {
+      let top;  // where the panel was in the window: Chromium does not always come back to it
       const fill = button(head, "fill the screen", () => {
-        if (document.fullscreenElement) document.exitFullscreen();
-        else section.requestFullscreen();
+        if (document.fullscreenElement) return document.exitFullscreen();
+        ({top} = section.getBoundingClientRect());
+        section.requestFullscreen();
       });
       section.addEventListener("fullscreenchange", () => {
         fill.textContent = document.fullscreenElement ? "back to the text" : "fill the screen";
+        if (!document.fullscreenElement) scrollBy(0, section.getBoundingClientRect().top - top);
       });
     }
     const question = element(section, "p", {class: "predict"});

@@ -11,12 +11,16 @@ Panels.define("ask", {
     const [first, second] = [...kl.keys()].sort((a, b) => kl[b] - kl[a]);
     const join = (x, y) => Float32Array.of(...x, ...LABELS.map(label => Number(label === y)));
     const decode = (z, y) => cvae.decoder(join(z, y));
-    let z, label, seed = 0, from = "";
+    let z, label, seed = 0, from = "", source = "digit";
 
     const top = Panels.row(root, "input");
-    const pad = Panels.sketch(top, "the digit: draw here", () => { select(-1); guess(); });
+    const pad = Panels.sketch(top, "the digit: draw here", () => { select(-1); source = "drawing"; guess(); });
     const side = element(top, "div", {class: "beside"});
-    const select = Panels.digits(side, digits, 4, (x, i) => { pad.set(x); encode(digits.labels[i]); });
+    const select = Panels.digits(side, digits, 4, (x, i) => {
+      pad.set(x);
+      source = "digit";
+      encode(digits.labels[i]);
+    });
     const setLabel = Panels.choice(side, "it is encoded as a", LABELS.map(String), 2, y => encode(y));
     Panels.button(side, "another handwriting, from N(0, I)", () => {
       z = Panels.normals(n, ++seed);
@@ -27,7 +31,8 @@ Panels.define("ask", {
     const say = Panels.status(side);
 
     const row = Panels.row(root, "askrow");
-    const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag`, "large map",
+    const map = Panels.picture(row, `z${first + 1} across, z${second + 1} up: drag. The circles hold 39\u00a0% and `
+                               + "86\u00a0% of N(0, I)'s draws", "large map",
                                `the two most informative numbers of z, ${first + 1} and ${second + 1}. `
                                + "Arrow keys move them");
     const answers = element(row, "div", {class: "grid five"});
@@ -39,7 +44,8 @@ Panels.define("ask", {
       show();
     };
     Panels.drag(map.canvas, (u, v) => move(6 * u - 3, 3 - 6 * v),
-                (right, down) => move(z[first] + 0.1 * right, z[second] - 0.1 * down));
+                (right, down) => move(z[first] + 0.1 * right, z[second] - 0.1 * down), {},
+                () => [[(z[first] + 3) / 6, (3 - z[second]) / 6]]);
 
     const show = Panels.soon(() => {
       all.forEach(({draw, figure}, y) => {
@@ -59,9 +65,10 @@ Panels.define("ask", {
       context.beginPath();
       context.arc(x, y, 16, 0, 2 * Math.PI);
       context.stroke();
-      say(`z ${from}: z${first + 1} = ${fixed(z[first])}, z${second + 1} = ${fixed(z[second])}`);
+      const [a, b] = [first, second].map(j => `z${j + 1}\u00a0=\u00a0${fixed(z[j])}`);
+      say(`z ${from}: ${a}, ${b}`);
     });
-    function encode(y, how = `of this digit, encoded as a ${y}`) {
+    function encode(y, how = `of this ${source}, encoded as\u00a0${y}`) {
       [label, z, from] = [y, Panels.encode(cvae, join(pad.x, y)).mu, how];
       setLabel(y);
       show();
@@ -76,7 +83,8 @@ Panels.define("ask", {
       });
       const [best, next] = LABELS.toSorted((a, b) => costs[a] - costs[b]);
       const [fewest, more] = [costs[best], costs[next]].map(cost => fixed(cost, 0));
-      encode(best, `of this drawing as a ${best}, where it costs ${fewest} nats (as a ${next}, ${more})`);
+      encode(best, `of this drawing as\u00a0${best}, where its loss is lowest: ${fewest} nats (next best: as `
+                   + `${next}, ${more} nats)`);
     });
     pad.set(digits.images.slice(4 * 784, 5 * 784));
     encode(2);

@@ -9,7 +9,7 @@ Panels.define("bells", {
   weights: [],
   build(root) {
     const {element, row, slider, button, status, drag, soon, normals, clamp, fixed} = Panels;
-    const EDGE = 5, HIGHEST = 1.4, N = 12;  // of z, of the density; samples
+    const EDGE = 5, HIGHEST = 1.05, N = 12;  // of z, of the density; samples
     let mu = 1.2, sigma = 0.5, seed = 1, epsilon = normals(N, seed);
 
     const drawing = element(root, "div", {class: "drawing", "aria-label":
@@ -20,7 +20,7 @@ Panels.define("bells", {
     legend([["of-mu", "KL from the place: μ²/2"], ["of-sigma", "from the width: (σ² − 1)/2 − log σ"]]);
     const say = status(root), controls = row(root, "controls");
     const setMu = slider(controls, "μ", {min: -3, max: 3, step: 0.05, value: mu}, value => { mu = value; show(); });
-    const setSigma = slider(controls, "σ", {min: 0.3, max: 2, step: 0.05, value: sigma},
+    const setSigma = slider(controls, "σ", {min: 0.4, max: 2, step: 0.05, value: sigma},
                             value => { sigma = value; show(); });
     button(controls, "again: new ε", () => { epsilon = normals(N, ++seed); show(); });
     button(controls, "reset", () => { [seed, epsilon] = [1, normals(N, 1)]; move(1.2, 0.5); });
@@ -67,23 +67,24 @@ Panels.define("bells", {
 
     function move(m, s) {
       mu = clamp(Math.round(20 * m) / 20, -3, 3);
-      sigma = clamp(Math.round(20 * s) / 20, 0.3, 2);
+      sigma = clamp(Math.round(20 * s) / 20, 0.4, 2);
       setMu(mu);
       setSigma(sigma);
       show();
     }
 
-    let held = 0, offset = 0;  // which handle; how far the bell's middle is from the pointer
+    let held = -1, offset = 0;  // which handle, -1 for none; how far the bell's middle is from the pointer
     drag(drawing, (u, v, first) => {
       const z = EDGE * (2 * u - 1);
       if (first) {
         const far = handles().map(([x, y]) => Math.hypot(x - u * width(), y - v * drawing.clientHeight));
-        held = far.indexOf(Math.min(...far));
+        held = far.findIndex(value => value < 32 && value === Math.min(...far));
         offset = mu - z;
       }
-      if (held) move(mu, Math.abs(z - mu));
-      else move(z + offset, sigma);
-    }, (right, down) => move(mu + 0.05 * right, sigma - 0.05 * down));
+      if (held > 0) move(mu, Math.abs(z - mu));
+      else if (!held) move(z + offset, sigma);
+    }, (right, down) => move(mu + 0.05 * right, sigma - 0.05 * down), {},
+         () => handles().map(([x, y]) => [x / width(), y / drawing.clientHeight]));
     new ResizeObserver(paint).observe(drawing);
     paint();
   },

@@ -12,10 +12,11 @@ Panels.define("cells", {
     const {element, row, button, choice, status, drag, soon, normals, fixed, sum} = Panels;
     const CODES = [[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]];
     const N = 43, STEPS = 300, RATE = 0.2, DECAY = 0.9;  // images; steps of a run; of z; of the moving average
+    const START = 3.7;  // half the width of what is shown, at first
     const RULES = [{name: "no commitment loss", color: "rule-1", pull: 0},
                    {name: "with commitment loss, λ = 1", color: "rule-0", pull: 1},
                    {name: "none, and the push without its outward part", color: "rule-2", pull: 0, inward: true}];
-    let rule = 0, view = 3.7, x, z, codes, count, total, decoder, timer = 0;
+    let rule = 0, view = START, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
     const body = row(root);
@@ -27,6 +28,7 @@ Panels.define("cells", {
       ["nearest", "z is replaced by e, the nearest code"], ["push", "the push: what e should do, copied to z"],
       ["outward", "its part along z − e"], ["pull", "the commitment loss pulls z back"]])
       element(legend, "span", {class: `key ${kind}`}, text);
+    element(legend, "span", {}, "dashed, when all has grown: the frame at the start");
     const say = status(side);
     choice(side, "the rule that z follows", RULES.map(({name}) => name), 0, i => { rule = i; start(); });
     const controls = row(side, "controls");
@@ -101,7 +103,7 @@ Panels.define("cells", {
       codes = CODES.map(code => [...code]);
       count = codes.map((_, k) => z.filter(v => nearest(v) === k).length);
       total = codes.map((code, k) => code.map(value => count[k] * value));
-      view = 3.7;
+      view = START;
       curves[rule] = [];
       fit();
       curves[rule].push(median());
@@ -160,7 +162,9 @@ Panels.define("cells", {
       const heads = ["nearest", "push", "outward", "pull"].map(kind =>
         `<marker id="cells-${kind}" class="${kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="4" `
         + `markerHeight="4" orient="auto"><path d="M0 0L8 4L0 8z"/></marker>`).join("");
+      const square = [[-1, 1], [1, 1], [1, -1], [-1, -1]].map(([a, b]) => [a * START, b * START * 24 / 28]);
       drawing.innerHTML = `<svg aria-hidden="true"><defs>${heads}</defs>`
+        + (view > START ? `<path class="start" d="M${square.map(point).join("L")}Z"/>` : "")
         + codes.map(code => `<polygon class="cell${code === e ? " chosen" : ""}" `
           + `points="${cell(code).map(point).join(" ")}"/>`).join("")
         + dots(z.slice(1), "other", 3) + dots(codes, "code", 5) + dots([e], "chosen", 7)
@@ -203,7 +207,8 @@ Panels.define("cells", {
     }
     drag(drawing, (u, v) => move(view * Math.min(Math.max(2 * u - 1, -0.98), 0.98),
                                  view * 24 / 28 * Math.min(Math.max(1 - 2 * v, -0.98), 0.98)),
-         (right, down) => move(z[0][0] + 0.03 * view * right, z[0][1] - 0.03 * view * down));
+         (right, down) => move(z[0][0] + 0.03 * view * right, z[0][1] - 0.03 * view * down), {},
+         () => [[(z[0][0] / view + 1) / 2, (1 - z[0][1] / view * 28 / 24) / 2]]);
     new ResizeObserver(show).observe(drawing);
     start();
   },

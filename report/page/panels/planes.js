@@ -34,7 +34,7 @@ Panels.define("planes", {
       const results = Panels.row(half, "results"), image = Panels.picture(results, "decoded", "medium");
       const near = Panels.picture(results, "the nearest dot", "medium");
       const dots = document.createElement("canvas");
-      let z = [0, 0], sigma = null, center = middle, scale = 1, dot = 0;
+      let z = [0, 0], sigma = null, center = middle, scale = 1, dot = 0, whose;
 
       const at = ([a, b]) => [SIZE * (0.5 + scale * (a - center[0]) / (right - left)),
                               SIZE * (0.5 - scale * (b - center[1]) / (up - bottom))];
@@ -110,7 +110,7 @@ Panels.define("planes", {
         }
         const picture = near.canvas.getContext("2d", {willReadFrequently: true});
         picture.drawImage(sheet, 28 * (dot % 50), 28 * Math.floor(dot / 50), 28, 28, 0, 0, 28, 28);
-        near.say(`the nearest dot, a ${planes.labels[dot]}`);
+        near.say(`the dot ${whose}, label\u00a0${planes.labels[dot]}`);
       });
 
       const decode = Panels.soon(() => {
@@ -125,7 +125,7 @@ Panels.define("planes", {
       };
       const move = (place, spread = null) => {
         [z, sigma] = [place, spread];
-        dot = nearest(z);
+        [dot, whose] = [nearest(z), "nearest to z"];
         paintMap();
         decode();
       };
@@ -138,11 +138,12 @@ Panels.define("planes", {
       Panels.drag(map.canvas, (u, v) => move(from(clamp(u, 0, 1), clamp(v, 0, 1))), (right, down) => {
         move(from(...at(z).map((value, k) => value / SIZE + 0.02 * (k ? down : right))));
         if (scale > 1) look();
-      });
+      }, {}, () => [at(z).map(value => clamp(value / SIZE, 0, 1))]);
       map.canvas.addEventListener("pointermove", event => {  // the pointer asks for dots without moving the point
         if (event.buttons) return;
         const box = map.canvas.getBoundingClientRect();
         dot = nearest(from((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height));
+        whose = "under the pointer";
         paintMap();
       });
       Panels.button(results, "send this dot's digit through both", () => {
@@ -173,7 +174,7 @@ Panels.define("planes", {
     encode(first);
     all.forEach(plane => plane.look());
     element(root, "p", {class: "status"}, "2,000 test digits, each where the encoder puts it, coloured by its label, "
-      + "which neither network has seen. On the right is section 3's network. Circles: its prior, with 39 %, 86 % and "
-      + "99 % of what N(0, I) draws. The red ellipse: two sigma. Zoom in to see it.");
+      + "which neither network has seen. The second plane is that of section 3's network. Circles: its prior, with "
+      + "39\u00a0%, 86\u00a0% and 99\u00a0% of what N(0, I) draws. The red ellipse: two sigma. Zoom in to see it.");
   },
 });

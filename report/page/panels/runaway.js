@@ -3,8 +3,9 @@
 
 Panels.define("runaway", {
   title: "The runaway",
-  predict: "After 1,000 updates z is about twenty times as long without the commitment loss as with it, and yet the "
-    + "error still falls. How does that go on? Press play.",
+  predict: "These are runs of the script's own recipe (6.6), not those of the table above. After 1,000 updates z is "
+    + "about twenty times as long without the commitment loss as with it, and yet the error still falls. How does that "
+    + "go on? Press play.",
   weights: ["runaway"],
   build(root, {runaway: {update, runs}}) {
     const {element, row, slider, button, choice, status, fixed, soon, clamp} = Panels;

@@ -55,6 +55,7 @@ Panels.define("sample", {
       return {j, strip, band, set};
     });
 
+    const moved = () => center.some((value, j) => value !== mu[j]);
     const bands = () => dimensions.forEach(({j, band}) => {
       const spread = Math.sqrt(factor) * sigma[j];
       band.style.left = `${100 * (1 / 14 + (center[j] - spread + 3) / 7)}%`;
@@ -65,9 +66,13 @@ Panels.define("sample", {
       draws.forEach((draw, k) =>
         draw.draw(vae.decoder(center.map((value, j) => value + stretch * sigma[j] * epsilon[n * k + j]))));
       const spread = used.slice(0, 3).map(j => `${fixed(stretch * sigma[j])} in z${j + 1}`).join(", ");
-      say(`z = mu + sigma epsilon, at ${fixed(factor, 1)} times the variance: sigma is ${spread}, …`);
+      say(`${pad.x.some(Boolean) ? "" : "Nothing is drawn. "}z = ${moved() ? "what the sliders say" : "mu"} + sigma `
+        + `epsilon, at ${fixed(factor, 1)} times the variance: sigma is ${spread}, …`);
     });
-    const decodeMiddle = Panels.soon(() => middle.draw(vae.decoder(center)));
+    const decodeMiddle = Panels.soon(() => {
+      middle.draw(vae.decoder(center));
+      middle.say(moved() ? "by hand" : "from mu");
+    });
     const decode = () => { decodeMiddle(); sample(); };
     const show = () => {  // the sliders stand at the center
       dimensions.forEach(({j, set}) => set(center[j]));

@@ -33,7 +33,7 @@ Panels.define("words", {
     const nearest = Array.from({length: 8}, (_, i) => button(near, "", () => put(Number(nearest[i].dataset.word))));
     for (const made of nearest) [made.swatch, made.words] = [element(made, "i"), element(made, "span")];
 
-    const all = picture(root, `all ${words.n} words, by brightness and hue`, "palette",
+    const all = picture(root, "", "palette",
                         "all words: arrow keys put another one into the chosen place");
     const aim = cursor(all.canvas);
     let columns, order = [];
@@ -53,7 +53,7 @@ Panels.define("words", {
 
     function reveal(mark) {  // on a phone the palette scrolls, so that the pictures stay in view
       const {figure} = all, {offsetTop: top, offsetHeight: high} = mark;
-      if (top < figure.scrollTop || top + high > figure.scrollTop + figure.clientHeight)
+      if (top < figure.scrollTop || top + 4 * high > figure.scrollTop + figure.clientHeight)  // the caption lies there
         figure.scrollTop = top - figure.clientHeight / 2;
     }
 
@@ -63,6 +63,7 @@ Panels.define("words", {
       const fit = root.clientWidth < 520 ? 16 : 32;
       if (fit === columns) return;
       columns = fit;
+      all.say(`all ${words.n} words, by brightness and hue${fit === 16 ? " (scroll)" : ""}`);
       order = [...Array(words.n).keys()].sort(by(word => sum(words.rgb(word))));
       for (let i = 0; i < words.n; i += columns)
         order.splice(i, columns, ...order.slice(i, i + columns).sort(by(word => hue(words.rgb(word)))));
