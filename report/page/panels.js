@@ -521,7 +521,6 @@ async function open(section) {
   try {
     await script(`panels/${name}.js`);
     const {title, predict, weights, build} = definitions[name];
-    section.setAttribute("aria-label", title);
     const head = element(section, "div", {class: "head"});
     element(head, "strong", {}, title);
     if (section.requestFullscreen) {
