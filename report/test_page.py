@@ -363,7 +363,7 @@ def marked(tab):
     return tab.evaluate("""() => {
         const lines = [...document.querySelectorAll(".script.shown .on")], box = document.querySelector(".files")
             .getBoundingClientRect();
-        return [document.querySelector(".script.shown").id, lines.map(line => Number(line.id.split("-L")[1])),
+        return [document.querySelector(".script.shown").id, lines.map(line => [...line.parentElement.children].indexOf(line) + 1),
                 lines.every(line => line.getBoundingClientRect().top >= box.top - 1 &&
                                     line.getBoundingClientRect().bottom <= box.bottom + 1),
                 lines.map(line => line.textContent.trim()).join("\\n").trim()];
@@ -373,6 +373,7 @@ def marked(tab):
 def test_the_code_column_follows_the_reading():
     for page in ("index.html", "vqvae.html"):
         with opened(page) as tab:
+            tab.evaluate("document.querySelectorAll('main details').forEach(d => d.open = true)")
             quotes = tab.evaluate("""[...document.querySelectorAll(".quote")].map(q => [q.dataset.script,
                 q.dataset.lines.split("-").map(Number),
                 [...q.querySelectorAll(".code span")].map(s => s.textContent.trim()).join("\\n").trim()])""")

@@ -62,13 +62,13 @@ def highlight(source):
     return html.replace("&quot;", '"').replace("&#39;", "'").rstrip("\n").split("\n")
 
 
-def block(source, first=1, script=None, kind="code"):
-    """Python with numbered lines, in a script each with its anchor. --i is where a line goes on that needs two rows."""
+def block(source, first=1, anchors=(), kind="code"):
+    """Python with numbered lines, some with an anchor, {line: id}. --i is where a line goes on that needs two rows."""
     html = ""
     for number, line in enumerate(highlight(source), first):
         text = re.sub("<.*?>", "", line)
         indent = len(text) - len(text.lstrip())
-        anchor = f" id={script}-L{number}" if script else ""
+        anchor = f" id={anchors[number]}" if number in anchors else ""
         hang = f" style=--i:{indent}" if indent and len(text) > 40 else ""
         html += f"<span{anchor}{hang}>{line}\n</span>"
     return f'<pre class="{kind}" style="counter-reset:line {first - 1}"><code>{html}</code></pre>\n'
@@ -216,9 +216,12 @@ def build(source):
     pages = "".join(f'<li><a href="{name}"{" aria-current=page" if name == page else ""}>{label}</a></li>\n'
                     for name, label in NAMES.items())
     tabs = "".join(f'<a href="#{script}">{script}</a>\n' for script in scripts)
-    files = "".join(f'<section class="script" id="{script}" aria-label="{script}"><h2>{script}</h2>'
-                    f'{block((ROOT / script).read_text(encoding="utf-8"), script=script)}</section>\n'
-                    for script in scripts)
+    files = ""
+    sources = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    for script in scripts:  # an anchor for each line that any page links to
+        anchors = {int(line): f"{script}-L{line}" for line in re.findall(rf"\b{script}(?:#L|:)(\d+)", sources)}
+        files += (f'<section class="script" id="{script}" aria-label="{script}"><h2>{script}</h2>'
+                  f'{block((ROOT / script).read_text(encoding="utf-8"), anchors=anchors)}</section>\n')
     return TEMPLATE.format(title=escape(re.search("^# (.*)", text)[1]), contents=contents, pages=pages, body=body,
                            code=CODE.format(tabs=tabs, files=files) if scripts else "")
 

@@ -57,7 +57,7 @@
   // ---- The code column
 
   if (!column) return;
-  const line = (script, number) => document.getElementById(`${script}-L${number}`);
+  const line = (script, number) => $("code", document.getElementById(script)).children[number - 1];
   const range = text => text.split("-").map(Number);
   let shown = null;
 
