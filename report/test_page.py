@@ -373,7 +373,7 @@ def marked(tab):
 def test_the_code_column_follows_the_reading():
     for page in ("index.html", "vqvae.html"):
         with opened(page) as tab:
-            tab.evaluate("document.querySelectorAll('main details').forEach(d => d.open = true)")
+            tab.evaluate("document.querySelectorAll('main details:not(.whole)').forEach(d => d.open = true)")
             quotes = tab.evaluate("""[...document.querySelectorAll(".quote")].map(q => [q.dataset.script,
                 q.dataset.lines.split("-").map(Number),
                 [...q.querySelectorAll(".code span")].map(s => s.textContent.trim()).join("\\n").trim()])""")
