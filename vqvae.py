@@ -529,7 +529,7 @@ def main(argv=None):
     if not all(value > 0 for value in (args.n_updates, args.batch_size, args.lr, args.hidden_dim, args.latent_dim,
                                        args.num_residual_hiddens, args.num_residual_layers, args.codebook_size - 1,
                                        1 if args.stop_at is None else args.stop_at)):
-        parser.error("--n-updates, --stop-at, --batch-size, --lr and all sizes must be positive, --codebook-size above 1")
+        parser.error("--n-updates, --stop-at, --batch-size, --lr and sizes must be positive, --codebook-size above 1")
     if not (0 <= args.decay < 1 and 0 <= args.commitment_cost < math.inf):
         parser.error("--decay must be below 1, neither it nor --commitment-cost negative")
     x_train, x_test, args.dataset = common.load_cifar10(args.data_dir, args.device, args.validation,
