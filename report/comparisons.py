@@ -145,7 +145,7 @@ def projection():
 def denoise_sweep():
     """The size of the bottleneck: with more parameters the larger it is, and with as many for each."""
     curves = {"the other layers as they are": (["latent-2", "latent-6", "latent-12", "main"], "s--", common.ORANGE),
-              "no more than 15,000 parameters, nearly all used":
+              "13,600 to 15,000 parameters":
                   (["budget-2", "budget-6", "budget-12", "main", "budget-36", "budget-48", "budget-96"], "o-",
                    common.BLUE)}
     figure, axis = plt.subplots(figsize=(8, 3.6))
@@ -339,7 +339,8 @@ def handwritings(run):
     torch.manual_seed(0)
     model = load("cvae", run, 0, cvae.myVAE)
     z = torch.randn(8, model.latent_dim)[:4].repeat_interleave(10, dim=0)
-    return common.plot_images(model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28))
+    images = model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28)
+    return common.plot_images(images, column_labels=range(10))
 
 
 def best_of_k_all():
