@@ -107,7 +107,7 @@ class VectorQuantizer(nn.Module):
         dead = (self.ema_count < 0.4 * share).nonzero().squeeze(1)  # their numbers
         chosen = z[order[dead % len(z)]]  # another z each, if V >= K
         self.codebook[dead] = chosen
-        # Just above the threshold: 0.48 * 0.99^19 < 0.4, so if no z uses it, it is revived again 19 updates later.
+        # Just above the threshold: 0.48 * 0.99^19 < 0.4, so if no z uses it, it is revived again after 19 updates.
         self.ema_count[dead] = 0.48 * share
         self.ema_sum[dead] = 0.48 * share * chosen
 
