@@ -137,6 +137,7 @@ RUNS = [
       for z, width in ((2, 22), (6, 20), (12, 19), (36, 13), (48, 11), (96, 7))],
     ("denoise_ae", "held-out", "--validation", 2),
     ("denoise_ae", "held-out-literal", "--validation", 2, LITERAL),
+    ("denoise_ae", "literal", "", 2, LITERAL),
     ("denoise_ae", "two-epochs", "--n-epochs 2", 1),
     ("denoise_ae", "break-target", "--n-epochs 2", 1, NOISY_TARGET),
     ("vae", "main", "", 5),
