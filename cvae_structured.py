@@ -318,8 +318,8 @@ def make_figures(model, baseline, metrics, x_test, y_test, visible):
     x = x_test[pick_images(model, x_test, y_test, visible) + [0, 1, 2]]  # (10, 1, H, W)
     c = x.flatten(1)[:, visible].repeat(100, 1)  # a hundred samples each
     samples = model.decode(model.reparameterize(*prior(model, c)), c).reshape(100, 10, 1, 28, 28)
-    nearest = ((samples - x) ** 2).flatten(2)[:, :, ~visible].mean(-1).argmin(0)  # (10,)
-    nearest = samples[nearest, torch.arange(10, device=x.device)]
+    errors = ((samples - x) ** 2).flatten(2)[:, :, ~visible].mean(-1)  # (100, 10)
+    nearest = samples[errors.argmin(0), torch.arange(10, device=x.device)]
     shown = torch.stack([baseline(c[:10]), *samples[:9], nearest], dim=1)  # (10, 11, 1, 28, 28)
     visible = visible.reshape(28, 28)
     shown = torch.where(visible, x.unsqueeze(1), shown)  # the visible pixels are known: show them as they are

@@ -471,9 +471,9 @@ def make_figures(model, history, prior, codes_train, x_test):
         frequencies = torch.bincount(codes_train.flatten(), minlength=len(model.quantizer.codebook)).float()
         independent = torch.multinomial(frequencies, 10 * 64, replacement=True).reshape(10, 8, 8)
         # The last row is what the decoder makes of the right codes: its blur is the decoder's, not the prior's.
-        codes = torch.cat([prior.sample(40), independent, index[:10]])
+        index = torch.cat([prior.sample(40), independent, index[:10]])
         figures["samples"] = common.plot_images(
-            model.decode(model.quantizer.embed(codes)).reshape(6, 10, 3, 32, 32),
+            model.decode(model.quantizer.embed(index)).reshape(6, 10, 3, 32, 32),
             [*4 * ["written by\nthe prior"], "drawn inde-\npendently", "codes of\ntest images"])
     return figures
 

@@ -110,6 +110,7 @@
   }
 
   watch(stops, 55, follow);
+  let cited = null;  // the link by which the keyboard went into the code
   addEventListener("hashchange", () => toCode(location.hash));
   document.addEventListener("click", event => {
     const link = event.target.closest("a"), quote = event.target.closest(".quote");
@@ -118,11 +119,10 @@
     else if (link?.pathname !== location.pathname || !toCode(link.hash)) return;
     event.preventDefault();
     if (event.detail || !wide.matches) return;
-    from = link;  // by the keyboard: into the code, and with Escape back
+    cited = link;  // by the keyboard: into the code, and with Escape back
     files.focus({preventScroll: true});
   });
-  let from = null;
-  files.addEventListener("keydown", event => { if (event.key === "Escape") from?.focus(); });
+  files.addEventListener("keydown", event => { if (event.key === "Escape") cited?.focus(); });
 
   // On a narrow screen the script lies over the text until it is shut, by its button, Escape or the way back.
   column.addEventListener("toggle", ({newState}) => {
