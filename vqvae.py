@@ -441,8 +441,8 @@ def plot_codebook(axis, model, x):
     centered = F.pad(codes - codes.mean(0), (0, 1))  # (K, D + 1): two directions even if D = 1
     _, s, v = torch.linalg.svd(centered, full_matrices=False)
     share = 100 * s**2 / (s**2).sum()
-    axis.scatter(*(centered @ v[:2].T).T, s=4 + 30 * counts / counts.float().mean(),
-                 c=colors_of_codes(model).cpu().numpy(), edgecolors="0.4", linewidths=0.4)
+    axis.scatter(*(centered @ v[:2].T).T, s=4 + 200 * counts / counts.max(),
+                 c=colors_of_codes(model).cpu().numpy(), edgecolors="black", linewidths=0.3)
     axis.set(xlabel=f"component 1, {share[0]:.0f} % of the variance", ylabel=f"component 2, {share[1]:.0f} %")
     axis.ticklabel_format(scilimits=(-3, 3))
     return lambda others: F.pad(others - codes.mean(0), (0, 1)) @ v[:2].T

@@ -335,13 +335,13 @@ def vae_plane():
 
 
 @torch.no_grad()
-def handwritings(run):
+def handwritings(run, row_labels=None):
     """Ten digits in four handwritings: with the main run, the first four z that cvae.py's own figure has."""
     torch.manual_seed(0)
     model = load("cvae", run, 0, cvae.myVAE)
     z = torch.randn(8, model.latent_dim)[:4].repeat_interleave(10, dim=0)
     images = model.decode(z, cvae.one_hot(torch.arange(10).repeat(4))).reshape(4, 10, 1, 28, 28)
-    return common.plot_images(images, column_labels=range(10))
+    return common.plot_images(images, row_labels, range(10))
 
 
 def best_of_k_all():
@@ -601,7 +601,7 @@ FIGURES = {
     "vae/beta": beta_samples,
     "vae/latent_space": vae_plane,
     "cvae/handwritings": lambda: handwritings("main"),
-    "cvae/digits_as_vae": lambda: handwritings("as-vae"),
+    "cvae/digits_as_vae": lambda: handwritings("as-vae", [f"$z^{{({i})}}$" for i in range(1, 5)]),
     "cvae_structured/best_of_k_all": best_of_k_all,
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
     "vqvae/push": lambda: plot_runs(
@@ -740,6 +740,14 @@ def doubling_updates(run, seed, metrics):
     return 1 / slope
 
 
+def before_leap(run, seed, metrics):
+    """The first update after which the median norm of z is above 10, and the mean until then of the cosine of the push
+    and the way outward."""
+    history = metrics["history"]
+    n = next(i for i, (_, median, _) in enumerate(history["test_z_norm"], start=1) if median > 10)
+    return {"updates": history["update"][n - 1], "push_cos_outward": float(np.mean(history["push_cos_outward"][:n]))}
+
+
 def norm_sqrt_lambda(run, seed, metrics):
     """How long z is at the end: its median norm times sqrt(lambda)."""
     _, median, _ = metrics["history"]["test_z_norm"][-1]
@@ -855,6 +863,7 @@ NUMBERS = {
     "cvae_structured/more_samples": (("main",), more_samples, "0"),
     "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
+    "vqvae/before_leap": (("notebook-early-lambda-0", "notebook-early"), before_leap),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),

@@ -59,6 +59,7 @@ def push_of(model, x):
             model.zero_grad()
             entries.append(entry)
             save_checkpoint(checkpoint, model,""")]
+EARLY = [*PUSH, ("LOG_EVERY = 100", "LOG_EVERY = 1")]
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 
@@ -126,6 +127,9 @@ RELU_SKIP = [('"relu_skip": args.reference', '"relu_skip": True')]
 SMALL_NOTEBOOK = "--reference --no-prior --n-updates 10000 --batch-size 32"
 NOTEBOOK_WITHOUT = "--reference --no-prior --commitment-cost 0 --batch-size 32 --n-updates 3000"
 
+# Sizes of the denoiser's bottleneck, and the channels that 15,000 parameters leave for the other layers.
+BUDGETS = ((2, 22), (6, 20), (12, 19), (36, 13), (48, 11), (96, 7))
+
 # script, run, flags, number of seeds (or which), and changes of the script's text, if it takes any: [(old, new)]
 RUNS = [
     ("ae", "main", "", 5),
@@ -133,9 +137,10 @@ RUNS = [
     ("denoise_ae", "main", "", 5),
     *[("denoise_ae", f"latent-{z}", f"--latent-dim {z}", 3) for z in (2, 6, 12)],
     # The bottleneck at as many parameters as 15,000 allow: what it gains, the other layers lose.
-    *[("denoise_ae", f"budget-{z}", f"--latent-dim {z} --hidden-dim {width}", 3)
-      for z, width in ((2, 22), (6, 20), (12, 19), (36, 13), (48, 11), (96, 7))],
+    *[("denoise_ae", f"budget-{z}", f"--latent-dim {z} --hidden-dim {width}", 3) for z, width in BUDGETS],
     ("denoise_ae", "held-out", "--validation", 2),
+    *[("denoise_ae", f"held-out-{z}", f"--validation --latent-dim {z} --hidden-dim {width}", 2)
+      for z, width in BUDGETS],
     ("denoise_ae", "held-out-literal", "--validation", 2, LITERAL),
     ("denoise_ae", "literal", "", 2, LITERAL),
     ("denoise_ae", "two-epochs", "--n-epochs 2", 1),
@@ -185,12 +190,25 @@ RUNS = [
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
-    # The same with the notebook's recipe, in our batches and number of updates.
+    # The same with the notebook's recipe. First the cosine in the updates in which z runs away: if it is not above 0
+    # there, the outward push is no explanation.
+    ("vqvae", "notebook-early-lambda-0", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, EARLY),
+    ("vqvae", "notebook-early", "--reference --no-prior --stop-at 40", 3, EARLY),
+    # And whether z stays small without the outward push, in a fifteenth of the updates.
+    ("vqvae", "notebook-without-outward", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
+     without_push_along("direction = outward")),
+    ("vqvae", "notebook-without-random", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
+     without_push_along(RANDOM)),
+    # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
     ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
      without_push_along("direction = outward")),
     ("vqvae", "small-notebook-without-random", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, without_push_along(RANDOM)),
     ("vqvae", "small-notebook-diveq", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, DIVEQ),
+    # Without the outward part few codes come into use. If the notebook's start is the cause, many do with codes from
+    # data.
+    ("vqvae", "small-notebook-revive-without-outward", "--no-prior --lr 1e-3 --commitment-cost 0", 3,
+     CONSTANT_RATE + RELU_SKIP + without_push_along("direction = outward")),
     # If z runs away because its code follows it, it does not where codes stay.
     ("vqvae", "off", "--no-prior --stop-at 1300", 3, OFF),
     ("vqvae", "off-frozen", "--no-prior --stop-at 1300", 3, OFF + FROZEN),

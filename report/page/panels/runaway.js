@@ -3,7 +3,7 @@
 
 Panels.define("runaway", {
   title: "The runaway",
-  predict: "These are runs of the script's own recipe (6.6), not those of the table above. After 1,000 updates z is "
+  predict: "These are runs of the script's own recipe (6.5), not those of the table above. After 1,000 updates z is "
     + "about twenty times as long without the commitment loss as with it, and yet the error still falls. How does that "
     + "go on? Press play.",
   weights: ["runaway"],

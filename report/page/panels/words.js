@@ -1,5 +1,5 @@
 "use strict";
-// Sections 6.1 and 6.6: an image goes through the encoder, each of its 64 z is replaced by the nearest code, a word,
+// Sections 6.1 and 6.5: an image goes through the encoder, each of its 64 z is replaced by the nearest code, a word,
 // and the decoder sees only these. Other words can be put into their places.
 
 Panels.define("words", {
