@@ -415,6 +415,7 @@ def hero():
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
           "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
           "test_quantization_error": r"$\|z - e\|^2$ / $\|z\|^2$", "test_codes_used": "codes in use"}
+LINEAR = ("test_perplexity", "test_codes_used", "push_cos_outward")
 
 
 def histories(runs):
@@ -448,13 +449,14 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
                 if numbered and group == 1:
                     ends[axis].append((seed, updates[-1], values[-1]))
     for axis, key in zip(axes.flat, panels):
-        axis.set(ylabel=PANELS[key], yscale="linear" if key in ("test_perplexity", "test_codes_used") else "log")
+        axis.set(ylabel=PANELS.get(key, "cosine of push and z - e"), yscale="linear" if key in LINEAR else "log")
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
             axis.set_ylim(top=3)  # a single leap would flatten everything else
     for axis in axes.flat[-2:]:
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center",
+                  ncols=3 if len(lines) == 3 else 2)
     figure.draw_without_rendering()  # from here on the axes are where they will be
     for axis, places in ends.items():
         number_ends(axis, places, common.RED)
@@ -608,11 +610,13 @@ FIGURES = {
         {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
          f"{WITHOUT}, no push outward": ["push-without-outward"]},
         ("train_reconstruction", "test_z_norm")),
+    "vqvae/push_early": lambda: plot_runs(
+        {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
+         f"{WITHOUT}, no push outward": ["notebook-early-without-outward"]}, ("push_cos_outward", "test_z_norm")),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, no push outward": ["small-notebook-without-outward"],
-         f"{WITHOUT}, no push along z - e": ["small-notebook-diveq"]},
-        ("train_reconstruction", "test_z_norm")),
+         f"{WITHOUT}, as much at random": ["small-notebook-without-random"]}, ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
@@ -741,11 +745,16 @@ def doubling_updates(run, seed, metrics):
 
 
 def before_leap(run, seed, metrics):
-    """The first update after which the median norm of z is above 10, and the mean until then of the cosine of the push
-    and the way outward."""
+    """Without the commitment loss: the first update after which the median norm of z is above 10, and the mean until
+    then of the cosine of the push and z - e."""
     history = metrics["history"]
     n = next(i for i, (_, median, _) in enumerate(history["test_z_norm"], start=1) if median > 10)
     return {"updates": history["update"][n - 1], "push_cos_outward": float(np.mean(history["push_cos_outward"][:n]))}
+
+
+def held(run, seed, metrics):
+    """With the commitment loss: means over updates 21 to 40, when it has begun to hold z."""
+    return {key: float(np.mean(metrics["history"][key][20:40])) for key in ("push_cos_outward", "push_balance")}
 
 
 def norm_sqrt_lambda(run, seed, metrics):
@@ -863,7 +872,8 @@ NUMBERS = {
     "cvae_structured/more_samples": (("main",), more_samples, "0"),
     "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
-    "vqvae/before_leap": (("notebook-early-lambda-0", "notebook-early"), before_leap),
+    "vqvae/before_leap": (("notebook-early-lambda-0",), before_leap),
+    "vqvae/held": (("notebook-early",), held),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),

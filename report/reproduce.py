@@ -59,7 +59,7 @@ def push_of(model, x):
             model.zero_grad()
             entries.append(entry)
             save_checkpoint(checkpoint, model,""")]
-EARLY = [*PUSH, ("LOG_EVERY = 100", "LOG_EVERY = 1")]
+EARLY = [("LOG_EVERY = 100", "LOG_EVERY = 1")]
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 
@@ -192,12 +192,15 @@ RUNS = [
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
     # The same with the notebook's recipe. First the cosine in the updates in which z runs away: if it is not above 0
     # there, the outward push is no explanation.
-    ("vqvae", "notebook-early-lambda-0", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, EARLY),
-    ("vqvae", "notebook-early", "--reference --no-prior --stop-at 40", 3, EARLY),
-    # And whether z stays small without the outward push, in a fifteenth of the updates.
+    ("vqvae", "notebook-early-lambda-0", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     PUSH + EARLY),
+    ("vqvae", "notebook-early", "--reference --no-prior --stop-at 40", 3, PUSH + EARLY),
+    ("vqvae", "notebook-early-without-outward", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     without_push_along("direction = outward") + EARLY),
+    # And whether z stays small without the outward push, then.
     ("vqvae", "notebook-without-outward", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
      without_push_along("direction = outward")),
-    ("vqvae", "notebook-without-random", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
+    ("vqvae", "notebook-without-random", "--reference --no-prior --stop-at 300 --commitment-cost 0", 3,
      without_push_along(RANDOM)),
     # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),

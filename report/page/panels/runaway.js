@@ -1,9 +1,9 @@
 "use strict";
-// Sections 6.3 and 6.4: recorded runs, update by update. Behind the slider they are not shown.
+// Section 6.4: recorded runs, update by update. Behind the slider they are not shown.
 
 Panels.define("runaway", {
   title: "The runaway",
-  predict: "These are runs of the script's own recipe (6.5), not those of the table above. After 1,000 updates z is "
+  predict: "The same with the script's own recipe (6.5), to the end. After 1,000 updates z is "
     + "about twenty times as long without the commitment loss as with it, and yet the error still falls. How does that "
     + "go on? Press play.",
   weights: ["runaway"],
