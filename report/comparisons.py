@@ -15,6 +15,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.patches
 import matplotlib.pyplot as plt
@@ -455,8 +456,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
     for axis in axes.flat[-2:]:
         axis.set_xlabel("update")
         axis.locator_params(axis="x", nbins=5)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center",
-                  ncols=3 if len(lines) == 3 else 2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.draw_without_rendering()  # from here on the axes are where they will be
     for axis, places in ends.items():
         number_ends(axis, places, common.RED)
@@ -505,6 +505,7 @@ def cells():
     arrow(z, (push @ outward) * outward, common.GREEN, "its part outward, away from e", "--")
     axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.4, 2.4))
     axis.grid(False)
+    axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
     return figure
 
@@ -612,7 +613,8 @@ FIGURES = {
         ("train_reconstruction", "test_z_norm")),
     "vqvae/push_early": lambda: plot_runs(
         {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
-         f"{WITHOUT}, no push outward": ["notebook-early-without-outward"]}, ("push_cos_outward", "test_z_norm")),
+         f"{WITHOUT}, no push outward": ["notebook-early-without-outward"],
+         f"{WITHOUT}, as much at random": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, no push outward": ["small-notebook-without-outward"],
@@ -752,9 +754,49 @@ def before_leap(run, seed, metrics):
     return {"updates": history["update"][n - 1], "push_cos_outward": float(np.mean(history["push_cos_outward"][:n]))}
 
 
+def growth(run, seed, metrics):
+    """By what factor the median norm of z changes in the update after one where the push leads outward, and after one
+    where it leads inward, by its mean cosine: geometric means."""
+    history = metrics["history"]
+    grown = np.diff(np.log([median for _, median, _ in history["test_z_norm"]]))
+    outward = np.array(history["push_cos_outward"][:-1]) > 0
+    return {"after_outward": float(np.exp(grown[outward].mean())), "after_inward": float(np.exp(grown[~outward].mean()))}
+
+
+def energy_taken(run, seed, metrics):
+    """The share of the push's energy that leads outward, and is taken away: the mean over the run."""
+    return float(np.mean(metrics["history"]["push_outward_energy"]))
+
+
 def held(run, seed, metrics):
     """With the commitment loss: means over updates 21 to 40, when it has begun to hold z."""
     return {key: float(np.mean(metrics["history"][key][20:40])) for key in ("push_cos_outward", "push_balance")}
+
+
+def relus_off(run, seed, metrics):
+    """For 64 test images: the share of active units in that layer of ReLUs of the decoder which has the fewest; the
+    share of codes to which the reconstruction error gives a gradient of exactly 0; and how much x_hat differs among the
+    images, at most."""
+    model = load("vqvae", run, seed, vqvae.VQVAE)
+    x, active, relu = cifar10()[1][:64], [], F.relu
+    e = model.quantizer(model.encode(x).detach())[0].detach().requires_grad_()
+
+    def recorded(h, inplace=False):
+        h = relu(h)
+        active.append(float((h > 0).float().mean()))
+        return h
+
+    with mock.patch.object(F, "relu", recorded):
+        x_hat = model.decode(e)
+    F.mse_loss(x_hat, x).backward()
+    return {"least_active": min(active), "no_gradient": float((e.grad == 0).all(dim=1).float().mean()),
+            "x_hat_differs": float((x_hat.amax(0) - x_hat.amin(0)).max().detach())}
+
+
+def one_colour_error(run, seed, metrics):
+    """The test error of the best single colour: that of the mean training colour."""
+    x_train, x_test = cifar10()
+    return float(((x_test - x_train.mean((0, 2, 3), keepdim=True)) ** 2).mean() / x_train.var())
 
 
 def norm_sqrt_lambda(run, seed, metrics):
@@ -873,7 +915,11 @@ NUMBERS = {
     "vqvae/multiply_adds": (WIDTHS, multiply_adds),
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/before_leap": (("notebook-early-lambda-0",), before_leap),
+    "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
+    "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
+    "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
+    "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),

@@ -13,13 +13,13 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
 of it or those lines, below a comment that says where it stands. <!--summary:vae.py--> stands before one with what the
-script prints of its layers, and [`decode`](vae.py#L9) links to its line. <!--panel:noise--> is for page/build.py.
+script prints of its layers, <!--summary:vae.py:RUN--> with that run's changes, and [`decode`](vae.py#L9) links to its line.
+<!--panel:noise--> is for page/build.py.
 """
 
 import ast
 import contextlib
 import functools
-import importlib
 import io
 import json
 import re
@@ -37,7 +37,7 @@ NUMBER = re.compile(r"(?P<number>-?[\d,]*\.?\d+)(?P<std>[ \xa0]±[ \xa0][\d,]*\.
                     r"(?P<marker><!--(?P<script>\w+):((?P<seed>seeds|\d+):)?(?P<key>[^>]+)-->)")
 CODE = re.compile(r"(?P<marker><!--code:(?P<script>\w+\.py):(?P<name>[\w.]+)(:(?P<first>\d+)-(?P<last>\d+))?-->)\n"
                   r"```python\n.*?```", re.DOTALL)
-SUMMARY = re.compile(r"(?P<marker><!--summary:(?P<script>\w+)\.py-->)\n```text\n.*?```", re.DOTALL)
+SUMMARY = re.compile(r"(?P<marker><!--summary:(?P<script>\w+)\.py(:(?P<run>[\w-]+))?-->)\n```text\n.*?```", re.DOTALL)
 LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<folder>(\.\./)?)(?P<script>\w+\.py)#L\d+\)")
 
 
@@ -111,13 +111,15 @@ def code(found):
 
 
 def summary(found):
-    return f"{found['marker']}\n```text\n{layers(found['script'])}\n```"
+    return f"{found['marker']}\n```text\n{layers(found['script'], found['run'] or 'main')}\n```"
 
 
 @functools.cache
-def layers(script):
-    """What a script prints of its layers: all until it draws the first random number."""
+def layers(script, run):
+    """What a script prints of its layers, with that run's changes: all until it draws the first random number."""
     import torch
+
+    import reproduce
 
     class Printed(Exception):
         pass
@@ -125,13 +127,16 @@ def layers(script):
     def stop(seed):
         raise Printed
 
+    _, _, _, _, *changes = next(line for line in reproduce.RUNS if line[:2] == (script, run))
+    names = {"__name__": script, "__file__": str(ROOT / f"{script}.py")}
     out, manual_seed = io.StringIO(), torch.manual_seed
     sys.path.insert(0, str(ROOT))
     with (tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(out),
           contextlib.redirect_stderr(io.StringIO())):
         torch.manual_seed = stop
         try:
-            importlib.import_module(script).main(["--smoke", "--device", "cpu", "--out-dir", tmp])
+            exec(reproduce.changed(script, *changes or [[]]), names)
+            names["main"](["--smoke", "--device", "cpu", "--out-dir", tmp])
         except Printed:
             pass
         finally:
