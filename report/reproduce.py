@@ -292,7 +292,9 @@ def trimmed(metrics, script):
 
 
 def rounded(value):
-    """Six digits of a number, or of each number in a list."""
+    """Six digits of a number, or of each number in a list or a dictionary."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [rounded(item) for item in value]
     if isinstance(value, float):

@@ -187,7 +187,8 @@ def test_derived_numbers_follow_from_the_runs():
                 if only and seed not in only[0]:
                     continue
                 assert key in derived[run][seed], f"{name} of {run}, {seed}: python report/comparisons.py"
-                if key in ("slopes", "doubling_updates", "norm_sqrt_lambda", "bits_per_dimension", "multiply_adds"):
+                if key in ("slopes", "doubling_updates", "norm_sqrt_lambda", "bits_per_dimension", "multiply_adds",
+                           "before_leap", "held", "growth", "energy_taken"):
                     expected = reproduce.rounded(function(run, seed, metrics))
                     assert derived[run][seed][key] == expected, (name, run, seed, derived[run][seed][key], expected)
     # A line by hand: z grows from 1 to 16 in 400 updates.
@@ -195,6 +196,14 @@ def test_derived_numbers_follow_from_the_runs():
     metrics = {"history": history, "settings": {"commitment_cost": 0.25}}
     expect("doubling_updates", comparisons.doubling_updates("", "", metrics), 100)
     expect("norm_sqrt_lambda", comparisons.norm_sqrt_lambda("", "", metrics), 0.5)
+    # Another: z grows from 1 to 4 and 16 while the push leads outward, and falls to 8 after an update with -0.5.
+    history = {"update": [5, 6, 7, 8], "test_z_norm": [[0, 1, 9], [0, 4, 9], [0, 16, 99], [0, 8, 9]],
+               "push_cos_outward": [0.1, 0.2, -0.5, 0.7], "push_outward_energy": [0, 0.1, 0.2, 0.5]}
+    metrics = {"history": history}
+    assert comparisons.before_leap("", "", metrics)["updates"] == 7
+    expect("before_leap", comparisons.before_leap("", "", metrics)["push_cos_outward"], -0.2 / 3, 1e-6)
+    expect("growth", list(comparisons.growth("", "", metrics).values()), [4, 0.5], 1e-6)
+    expect("energy_taken", comparisons.energy_taken("", "", metrics), 0.2, 1e-6)
 
 
 def test_cvae_nll_gives_each_image_its_own_label():
