@@ -499,7 +499,7 @@ def cells():
                                                           "linestyle": style, "shrinkA": 0, "shrinkB": 0})
         axis.plot([], [], style, color=color, linewidth=2, label=label)
 
-    arrow(z, e - z, common.BLUE, "the quantizer: z is replaced by e", ":")
+    arrow(z, e - z, common.BLUE, "the pull of the commitment loss, to e", ":")
     arrow(e, push, common.ORANGE, "how the decoder would like e to move")
     arrow(z, push, common.RED, "straight-through: z gets that push, not e")
     arrow(z, (push @ outward) * outward, common.GREEN, "its part outward, away from e", "--")
