@@ -502,7 +502,7 @@ def cells():
     arrow(z, e - z, common.BLUE, "the pull of the commitment loss, to e", ":")
     arrow(e, push, common.ORANGE, "how the decoder would like e to move")
     arrow(z, push, common.RED, "straight-through: z gets that push, not e")
-    arrow(z, (push @ outward) * outward, common.GREEN, "its part outward, away from e", "--")
+    arrow(z, (push @ outward) * outward, "black", "its part outward, away from e", "--")
     axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.4, 2.4))
     axis.grid(False)
     axis.spines[:].set_visible(False)
