@@ -918,6 +918,7 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
+    "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
