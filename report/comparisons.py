@@ -609,15 +609,15 @@ FIGURES = {
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
     "vqvae/push": lambda: plot_runs(
         {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
-         f"{WITHOUT}, no push outward": ["push-without-outward"]},
+         f"{WITHOUT}, outward part cut out": ["push-without-outward"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/push_early": lambda: plot_runs(
         {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
-         f"{WITHOUT}, no push outward": ["notebook-early-without-outward"],
+         f"{WITHOUT}, outward part cut out": ["notebook-early-without-outward"],
          f"{WITHOUT}, as much at random": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
-         f"{WITHOUT}, no push outward": ["small-notebook-without-outward"],
+         f"{WITHOUT}, outward part cut out": ["small-notebook-without-outward"],
          f"{WITHOUT}, as much at random": ["small-notebook-without-random"]}, ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
