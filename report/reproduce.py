@@ -89,6 +89,7 @@ RANDOM = """push = F.normalize(-g, dim=1)
 # A random direction along which the push has 60 % of its energy, as outward on average in the runs without that part.
 RANDOM_60 = RANDOM.replace("cosine = (push * F.normalize(outward, dim=1)).sum(1, keepdim=True)",
                            "cosine = torch.full_like(push[:, :1], 0.6**0.5)")
+NO_QUANTIZER = [(STRAIGHT_THROUGH, "        return self.decode(z), z, e, index\n")]
 NO_MOMENTUM = [("args.lr, fused=True)", "args.lr, betas=(0.0, 0.999), fused=True)")]
 
 # In place of straight-through: z is rotated and scaled to e, and gradients are rotated back (Fifty et al. 2024).
@@ -185,8 +186,7 @@ RUNS = [
     # grew without a quantizer (then it is no matter of codes).
     ("vqvae", "push", "--no-prior", 3, PUSH),
     ("vqvae", "push-lambda-0", "--no-prior --commitment-cost 0", 3, PUSH),
-    ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3,
-     [(STRAIGHT_THROUGH, "        return self.decode(z), z, e, index\n")]),
+    ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3, NO_QUANTIZER),
     ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
     ("vqvae", "push-without-random", "--no-prior --commitment-cost 0", 3, without_push_along(RANDOM)),
     ("vqvae", "push-without-random-60", f"{NOT_MAIN} --commitment-cost 0", 3, without_push_along(RANDOM_60)),
@@ -203,6 +203,11 @@ RUNS = [
      without_push_along("direction = outward") + EARLY),
     ("vqvae", "notebook-early-without-random", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      without_push_along(RANDOM_60) + EARLY),
+    # Would any cut, or z without codes, do as well? Then it is no matter of z's own code.
+    ("vqvae", "notebook-early-without-z", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     without_push_along("direction = q.detach()") + EARLY),
+    ("vqvae", "notebook-early-no-quantizer", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     NO_QUANTIZER + EARLY),
     # When the cosine has fallen to 0, the norm still grows. If Adam's momentum carries it, it hardly does without.
     ("vqvae", "notebook-early-no-momentum", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      PUSH + EARLY + NO_MOMENTUM),
