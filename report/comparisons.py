@@ -614,11 +614,12 @@ FIGURES = {
     "vqvae/push_early": lambda: plot_runs(
         {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
          f"{WITHOUT}, outward part cut out": ["notebook-early-without-outward"],
-         f"{WITHOUT}, as much at random": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
+         f"{WITHOUT}, random part cut out": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, outward part cut out": ["small-notebook-without-outward"],
-         f"{WITHOUT}, as much at random": ["small-notebook-without-random"]}, ("train_reconstruction", "test_z_norm")),
+         f"{WITHOUT}, random part cut out": ["small-notebook-without-random"]},
+        ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
@@ -760,7 +761,8 @@ def growth(run, seed, metrics):
     history = metrics["history"]
     grown = np.diff(np.log([median for _, median, _ in history["test_z_norm"]]))
     outward = np.array(history["push_cos_outward"][:-1]) > 0
-    return {"after_outward": float(np.exp(grown[outward].mean())), "after_inward": float(np.exp(grown[~outward].mean()))}
+    return {"after_outward": float(np.exp(grown[outward].mean())),
+            "after_inward": float(np.exp(grown[~outward].mean()))}
 
 
 def energy_taken(run, seed, metrics):

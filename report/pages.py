@@ -13,8 +13,8 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
 of it or those lines, below a comment that says where it stands. <!--summary:vae.py--> stands before one with what the
-script prints of its layers, <!--summary:vae.py:RUN--> with that run's changes, and [`decode`](vae.py#L9) links to its line.
-<!--panel:noise--> is for page/build.py.
+script prints of its layers, <!--summary:vae.py:RUN--> with that run's changes, and [`decode`](vae.py#L9) links to its
+line. <!--panel:noise--> is for page/build.py.
 """
 
 import ast
