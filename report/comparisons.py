@@ -336,7 +336,7 @@ def vae_plane():
 
 
 @torch.no_grad()
-def handwritings(run, row_labels=None):
+def handwritings(run, row_labels=()):
     """Ten digits in four handwritings: with the main run, the first four z that cvae.py's own figure has."""
     torch.manual_seed(0)
     model = load("cvae", run, 0, cvae.myVAE)
@@ -416,6 +416,7 @@ def hero():
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
           "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
           "test_quantization_error": r"$\|z - e\|^2$ / $\|z\|^2$", "test_codes_used": "codes in use"}
+LABELS = {**PANELS, "push_cos_outward": "cosine of push and z - e"}  # which not every run measures
 LINEAR = ("test_perplexity", "test_codes_used", "push_cos_outward")
 
 
@@ -450,7 +451,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
                 if numbered and group == 1:
                     ends[axis].append((seed, updates[-1], values[-1]))
     for axis, key in zip(axes.flat, panels):
-        axis.set(ylabel=PANELS.get(key, "cosine of push and z - e"), yscale="linear" if key in LINEAR else "log")
+        axis.set(ylabel=LABELS[key], yscale="linear" if key in LINEAR else "log")
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
             axis.set_ylim(top=3)  # a single leap would flatten everything else
     for axis in axes.flat[-2:]:
@@ -796,7 +797,7 @@ def relus_off(run, seed, metrics):
 
 
 def one_colour_error(run, seed, metrics):
-    """The test error of the best single colour: that of the mean training colour."""
+    """The test error of answering one colour, the mean of the training images: no other does better on those."""
     x_train, x_test = cifar10()
     return float(((x_test - x_train.mean((0, 2, 3), keepdim=True)) ** 2).mean() / x_train.var())
 
@@ -920,9 +921,9 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
-    "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
+    "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),

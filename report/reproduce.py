@@ -59,7 +59,7 @@ def push_of(model, x):
             model.zero_grad()
             entries.append(entry)
             save_checkpoint(checkpoint, model,""")]
-EARLY = [("LOG_EVERY = 100", "LOG_EVERY = 1")]
+EARLY = [("LOG_EVERY = 100", "LOG_EVERY = 1")]  # measures after each update
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 

@@ -656,6 +656,11 @@ def test_figures_of_the_cvae():
         original = x[(y == digit).nonzero()[0, 0]]  # the first of its kind
         assert torch.equal(row[0], original)
         expect("style", row[2].flatten()[:20], original.flatten()[380:400] + (digit == 0))
+    with replaced(comparisons, "load", lambda *_: Glass()):
+        for name, n_row_labels in (("cvae/handwritings", 0), ("cvae/digits_as_vae", 4)):
+            axis, = comparisons.FIGURES[name]().axes
+            assert (len(axis.get_yticks()), len(axis.get_xticks())) == (n_row_labels, 10), name
+    common.plt.close("all")
 
 
 def test_figures_of_cvae_structured():
