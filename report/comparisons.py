@@ -416,7 +416,8 @@ def hero():
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
           "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
           "test_quantization_error": r"$\|z - e\|^2$ / $\|z\|^2$", "test_codes_used": "codes in use"}
-LABELS = {**PANELS, "push_cos_outward": "cosine of push and z - e"}  # which not every run measures
+LABELS = {**PANELS, "push_cos_outward": "cosine of push and z - e",  # which not every run measures
+          "decoder_least": "share on, emptiest layer"}
 LINEAR = ("test_perplexity", "test_codes_used", "push_cos_outward")
 
 
@@ -426,7 +427,7 @@ def histories(runs):
             for run in runs for metrics in seeds_of("vqvae", run).values()]
 
 
-def plot_runs(lines, panels=tuple(PANELS), numbered=True):
+def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
     dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
     percentile. numbered: the second group's seeds stand at the ends of its lines."""
@@ -439,6 +440,8 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
                 values = np.array(history[key])
+                if key == "decoder_least":
+                    values = np.maximum(values, 1e-4)  # 0 is drawn at the bottom
                 if values.ndim == 2:
                     values = np.maximum(values, 1e-3)  # dead codes shrink to 0
                     if i == 0:
@@ -455,8 +458,9 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True):
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
             axis.set_ylim(top=3)  # a single leap would flatten everything else
     for axis in axes.flat[-2:]:
-        axis.set_xlabel("update")
-        axis.locator_params(axis="x", nbins=5)
+        axis.set(xlabel="update", xscale=xscale)
+        if xscale == "linear":
+            axis.locator_params(axis="x", nbins=5)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.draw_without_rendering()  # from here on the axes are where they will be
     for axis, places in ends.items():
@@ -616,6 +620,10 @@ FIGURES = {
         {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
          f"{WITHOUT}, outward part cut out": ["notebook-early-without-outward"],
          f"{WITHOUT}, random part cut out": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
+    "vqvae/switched_off": lambda: plot_runs(
+        {WITH: ["notebook-trace-held"], WITHOUT: ["notebook-trace"],
+         f"{WITHOUT}, outward part cut out": ["notebook-trace-without-outward"]},
+        ("test_z_norm", "decoder_least"), xscale="log"),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, outward part cut out": ["small-notebook-without-outward"],
@@ -776,6 +784,19 @@ def held(run, seed, metrics):
     return {key: float(np.mean(metrics["history"][key][20:40])) for key in ("push_cos_outward", "push_balance")}
 
 
+def switched_off(run, seed, metrics):
+    """Without the commitment loss: the share of units that are on, in that layer of the decoder which has the fewest, at
+    the last measurement before the median norm of z passes 10; the first update after which it is 0; the longest median
+    norm of z until then; and the update from which on the push is exactly 0 to the end."""
+    history = metrics["history"]
+    norms = [median for _, median, _ in history["test_z_norm"]]
+    leap = next(i for i, norm in enumerate(norms) if norm > 10)
+    off = history["decoder_least"].index(0)
+    pushed = max(i for i, norm in enumerate(history["push_norm"]) if norm > 0)
+    return {"before": history["decoder_least"][leap - 1], "update": history["update"][off],
+            "norm": max(norms[:off + 1]), "for_good": (history["update"] + [None])[pushed + 1]}
+
+
 def relus_off(run, seed, metrics):
     """For 64 test images: the share of active units in that layer of ReLUs of the decoder which has the fewest; the
     share of codes to which the reconstruction error gives a gradient of exactly 0; and how much x_hat differs among the
@@ -921,6 +942,7 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
+    "vqvae/switched_off": (("notebook-trace",), switched_off),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
     "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),

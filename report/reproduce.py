@@ -60,6 +60,65 @@ def push_of(model, x):
             entries.append(entry)
             save_checkpoint(checkpoint, model,""")]
 EARLY = [("LOG_EVERY = 100", "LOG_EVERY = 1")]  # measures after each update
+
+
+def measured_if(condition):
+    """The change that measures at other updates than each hundredth."""
+    head = '        if {} or update == last:\n            entry = {{"update": update}}\n'
+    return [(head.format("update % LOG_EVERY == 0"), head.format(condition))]
+
+
+FIRST_60 = measured_if("update <= 60 or update % 10 == 0")
+# For 64 test images: the share of units above 0 in that layer of the decoder's ReLUs which has the fewest; the norm of
+# the push.
+TRACE = [("""
+
+# %% 3. Evaluation
+""", """
+
+def trace(model, x):
+    model.eval()
+    e = model.quantizer(model.encode(x).detach())[0].detach().requires_grad_()
+    active, relu = [], F.relu
+
+    def recorded(h, inplace=False):
+        active.append(float((h > 0).float().mean()))
+        return relu(h)
+
+    F.relu = recorded
+    (F.mse_loss(model.decode(e), x) / model.data_variance).backward()
+    F.relu = relu
+    return {"decoder_least": min(active), "push_norm": float(e.grad.norm())}
+
+
+# %% 3. Evaluation
+"""), ("""            entries.append(entry)
+            save_checkpoint(checkpoint, model,""", """            entry.update(trace(model, x_test[:64]))
+            model.zero_grad()
+            entries.append(entry)
+            save_checkpoint(checkpoint, model,"""),
+         ("evaluate(model, x_test[:1000])", "evaluate(model, x_test[:64])")]
+
+
+def longer(c):
+    """The change that makes z and the codes c times as long after update 1,000, and the decoder's first weights 1/c
+    of themselves, so that no image changes. Adam's averages follow, so that its next steps are the old ones. From then
+    on there is no commitment loss, and the encoder stands still."""
+    return [("""        x = x_train[torch""", f"""        if update == 1001:
+            c, codes, head = {c}, model.quantizer, model.decoder[0].weight
+            model.commitment_cost = 0
+            model.encoder.requires_grad_(False)
+            scaled = {{**{{p: c for p in model.encoder[-1].parameters()}}, head: 1 / c}}
+            with torch.no_grad():
+                for p, factor in scaled.items():
+                    p.mul_(factor)
+                    optimizer.state[p]["exp_avg"].div_(factor)
+                    optimizer.state[p]["exp_avg_sq"].div_(factor**2)
+                codes.codebook.mul_(c)
+                codes.ema_sum.mul_(c)
+        x = x_train[torch""")]
+
+
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 
@@ -214,6 +273,15 @@ RUNS = [
     # Does z stay small without the outward push after that?
     ("vqvae", "notebook-without-outward", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
      without_push_along("direction = outward")),
+    # How does the error come to stay at 0.99? If long z are the cause, a layer of the decoder's ReLUs is switched off
+    # after z has leapt, and not before; and it is switched off, too, where nothing but the length is changed.
+    ("vqvae", "notebook-trace", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3, TRACE + FIRST_60),
+    ("vqvae", "notebook-trace-held", "--reference --no-prior --stop-at 600", 3, TRACE + FIRST_60),
+    ("vqvae", "notebook-trace-without-outward", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3,
+     without_push_along("direction = outward") + TRACE + FIRST_60),
+    *[("vqvae", f"longer-{c}", f"{SMALL_NOTEBOOK} --stop-at 1200", 3, TRACE + longer(c)
+      + measured_if("update % 100 == 0 or update > 1000 and update % 10 == 0"))
+      for c in (1, 10, 100, 1000)],
     # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
     ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
@@ -254,7 +322,7 @@ RUNS = [
 ]
 HISTORY = {"update", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
-           "push_outward_energy", "push_balance"}  # kept for the figures: only vqvae.py's
+           "push_outward_energy", "push_balance", "decoder_least", "push_norm"}  # kept for the figures: only vqvae.py's
 
 
 def read_runs(script):
