@@ -188,7 +188,7 @@ def test_derived_numbers_follow_from_the_runs():
                     continue
                 assert key in derived[run][seed], f"{name} of {run}, {seed}: python report/comparisons.py"
                 if key in ("slopes", "doubling_updates", "norm_sqrt_lambda", "bits_per_dimension", "multiply_adds",
-                           "before_leap", "held", "growth", "energy_taken"):
+                           "before_leap", "held", "growth", "energy_taken", "switched_off"):
                     expected = reproduce.rounded(function(run, seed, metrics))
                     assert derived[run][seed][key] == expected, (name, run, seed, derived[run][seed][key], expected)
     # A line by hand: z grows from 1 to 16 in 400 updates.
@@ -204,6 +204,47 @@ def test_derived_numbers_follow_from_the_runs():
     expect("before_leap", comparisons.before_leap("", "", metrics)["push_cos_outward"], -0.2 / 3, 1e-6)
     expect("growth", list(comparisons.growth("", "", metrics).values()), [4, 0.5], 1e-6)
     expect("energy_taken", comparisons.energy_taken("", "", metrics), 0.2, 1e-6)
+    # And one: a layer is off after update 7, when z has been at 99. The last push is measured after update 8.
+    history = {"update": [5, 6, 7, 8, 9], "test_z_norm": [[0, z, 9] for z in (1, 4, 99, 50, 5)],
+               "decoder_least": [0.5, 0.4, 0, 0.1, 0], "push_norm": [1, 1, 0, 2, 0]}
+    assert comparisons.switched_off("", "", {"history": history}) == {"before": 0.4, "update": 7, "norm": 99,
+                                                                      "for_good": 9}
+
+
+def test_what_the_runs_of_section_6_4_change():
+    x = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def changed_vqvae(changes):
+        script = {"__name__": "changed"}
+        exec(compile(reproduce.changed("vqvae", changes), "changed", "exec"), script)
+        torch.manual_seed(0)
+        return script, script["VQVAE"](num_hiddens=8, num_residual_hiddens=4, embedding_dim=6, commitment_cost=0)
+
+    # z gets the push at e without its part along z - e, where that leads outward.
+    _, model = changed_vqvae(reproduce.without_push_along("direction = outward"))
+    x_hat, z, e, _ = model(x)
+    z.retain_grad()
+    F.mse_loss(x_hat, x).backward()
+    e = e.detach().requires_grad_()
+    push = -torch.autograd.grad(F.mse_loss(model.decode(e), x), e)[0]
+    outward = F.normalize((z - e).detach(), dim=1)
+    along = (push * outward).sum(1, keepdim=True)
+    assert 0.05 < (along > 0).float().mean() < 0.95, "the toy shows one case only"
+    expect("the push on z", -z.grad, push - along.clamp(min=0) * outward, 1e-9)
+    # z and the codes become longer, and no image changes. (With a learning rate of 0 nothing else does, either.)
+    args = vqvae.parser.parse_args(["--n-updates", "3", "--lr", "0.1"], vqvae.argparse.Namespace(**vqvae.NOTEBOOK))
+    args.lr = 0.0
+    models = []
+    for changes in ([], [(old, new.replace("update == 1001", "update == 2")) for old, new in reproduce.longer(100)]):
+        script, model = changed_vqvae(changes)
+        with tempfile.TemporaryDirectory() as args.out_dir:
+            args.out_dir = Path(args.out_dir)
+            quiet(script["train"], model, x, x, args)
+        models.append(model.eval())
+    (images, z, _, codes), (images_100, z_100, _, codes_100) = (model(x) for model in models)
+    expect("longer z", z_100, 100 * z, 1e-3)
+    assert torch.equal(codes, codes_100)
+    expect("images", images_100, images, 1e-5)
 
 
 def test_cvae_nll_gives_each_image_its_own_label():
