@@ -784,17 +784,16 @@ def held(run, seed, metrics):
     return {key: float(np.mean(metrics["history"][key][20:40])) for key in ("push_cos_outward", "push_balance")}
 
 
-def switched_off(run, seed, metrics):
+def layer_off(run, seed, metrics):
     """Without the commitment loss: the share of units that are on, in that layer of the decoder which has the fewest, at
-    the last measurement before the median norm of z passes 10; the first update after which it is 0; the longest median
-    norm of z until then; and the update from which on the push is exactly 0 to the end."""
+    the last measurement before the median norm of z passes 10; the first update after which it is 0; and the longest
+    median norm of z until then."""
     history = metrics["history"]
     norms = [median for _, median, _ in history["test_z_norm"]]
     leap = next(i for i, norm in enumerate(norms) if norm > 10)
     off = history["decoder_least"].index(0)
-    pushed = max(i for i, norm in enumerate(history["push_norm"]) if norm > 0)
     return {"before": history["decoder_least"][leap - 1], "update": history["update"][off],
-            "norm": max(norms[:off + 1]), "for_good": (history["update"] + [None])[pushed + 1]}
+            "norm": max(norms[:off + 1])}
 
 
 def relus_off(run, seed, metrics):
@@ -942,7 +941,7 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
-    "vqvae/switched_off": (("notebook-trace",), switched_off),
+    "vqvae/layer_off": (("notebook-trace",), layer_off),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
     "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
