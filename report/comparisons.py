@@ -457,6 +457,8 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
         axis.set(ylabel=LABELS[key], yscale="linear" if key in LINEAR else "log")
         if key == "train_reconstruction" and axis.get_ylim()[1] > 3:
             axis.set_ylim(top=3)  # a single leap would flatten everything else
+        if key == "decoder_least":
+            axis.set_ylim(bottom=2e-5)  # room for the numbers at lines that end at 0
     for axis in axes.flat[-2:]:
         axis.set(xlabel="update", xscale=xscale)
         if xscale == "linear":
