@@ -268,7 +268,7 @@ RUNS = [
     # Does z stay small without the outward push after that?
     ("vqvae", "notebook-without-outward", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
      without_push_along("direction = outward")),
-    # How does the error come to stay at 0.99? If long z are the cause, a layer of the decoder's ReLUs is switched off
+    # How does the error come to stay at 0.99? If the length of z is the cause, a layer of the decoder's ReLUs is switched off
     # after z has leapt, and not before; and it is switched off, too, where nothing but the length is changed.
     ("vqvae", "notebook-trace", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3, TRACE + FIRST_60),
     ("vqvae", "notebook-trace-held", "--reference --no-prior --stop-at 600", 3, TRACE + FIRST_60),
