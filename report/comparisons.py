@@ -944,6 +944,8 @@ NUMBERS = {
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace",), layer_off),
+    "vqvae/least_on": (("notebook-trace-held", "notebook-trace-without-outward"),
+                       lambda run, seed, metrics: min(metrics["history"]["decoder_least"])),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
     "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
