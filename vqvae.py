@@ -14,8 +14,8 @@ all numbers, var the variance of the training images):
           encoder and decoder          stays near the codes,            gamma = 1 with --codebook-loss; by default 0,
                                        lambda = 0.25                    and the codes follow by a moving average instead
 
-"The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, as if the
-quantizer were not there. When all this is learned, a second network, a small causal transformer, learns which code
+"The nearest" has no useful gradient. The straight-through estimator copies the decoder's gradient at e to z, past the
+quantizer. When all this is learned, a second network, a small causal transformer, learns which code
 follows which. It takes the place of a VAE's prior N(0, I): the decoder turns codes that it samples into new images.
 
 Run it:    python vqvae.py                the model, then the prior; about half an hour on a laptop

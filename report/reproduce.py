@@ -69,20 +69,21 @@ def measured_if(condition):
 
 
 FIRST_60 = measured_if("update <= 60 or update % 10 == 0")
-# For 64 test images: the share of units above 0 in that layer of the decoder's ReLUs which has the fewest; the norm of
-# the push.
+# For 64 test images: the share of units above 0 in that layer of the decoder's ReLUs which has the fewest, but for those
+# inside the residual blocks, which the sum leads around; the norm of the push.
 TRACE = [("""
 
 # %% 3. Evaluation
 """, """
 
-def trace(model, x):
+def trace(model, x, args):
     model.eval()
     e = model.quantizer(model.encode(x).detach())[0].detach().requires_grad_()
     active, relu = [], F.relu
 
     def recorded(h, inplace=False):
-        active.append(float((h > 0).float().mean()))
+        if h.shape[1] != args.num_residual_hiddens:
+            active.append(float((h > 0).float().mean()))
         return relu(h)
 
     F.relu = recorded
@@ -93,7 +94,7 @@ def trace(model, x):
 
 # %% 3. Evaluation
 """), ("""            entries.append(entry)
-            save_checkpoint(checkpoint, model,""", """            entry.update(trace(model, x_test[:64]))
+            save_checkpoint(checkpoint, model,""", """            entry.update(trace(model, x_test[:64], args))
             model.zero_grad()
             entries.append(entry)
             save_checkpoint(checkpoint, model,"""),
@@ -147,7 +148,7 @@ RANDOM = """push = F.normalize(-g, dim=1)
 NO_QUANTIZER = [(STRAIGHT_THROUGH, "        return self.decode(z), z, e, index\n")]
 NO_MOMENTUM = [("args.lr, fused=True)", "args.lr, betas=(0.0, 0.999), fused=True)")]
 
-# In place of straight-through: z is rotated and scaled to e, and gradients are rotated back (Fifty et al. 2024).
+# In place of straight-through: z is rotated and scaled to e, and gradients are rotated back (Fifty et al. 2025).
 ROTATION = [*PUSH, (STRAIGHT_THROUGH, """        z_unit = F.normalize(z.detach(), dim=1)
         e_unit = F.normalize(e.detach(), dim=1)
         middle = F.normalize(z_unit + e_unit, dim=1)
@@ -155,7 +156,7 @@ ROTATION = [*PUSH, (STRAIGHT_THROUGH, """        z_unit = F.normalize(z.detach()
         scale = e.detach().norm(dim=1, keepdim=True) / z.detach().norm(dim=1, keepdim=True)
         return self.decode(scale * rotated), z, e, index
 """)]
-# In the manner of DiVeQ (Vali et al. 2025, arXiv:2509.26469), without noise: e is z plus the distance between them
+# In the manner of DiVeQ (Vali et al. 2026, arXiv:2509.26469), without noise: e is z plus the distance between them
 # times a direction, and only the direction is held constant. So z gets no part of the push along z - e, out or in.
 DIVEQ = [*PUSH, (STRAIGHT_THROUGH, """        distance = (e - z).norm(dim=1, keepdim=True)
         return self.decode(z + distance * F.normalize(e - z, dim=1).detach()), z, e, index
@@ -172,6 +173,10 @@ NOISY_TARGET = [("""            x_hat = model(add_noise(x))
 """, """            noisy = add_noise(x)
             loss = criterion(model(noisy), noisy)
 """)]
+# A loss on all pixels, the visible ones included. What is measured stays the same.
+WHOLE_IMAGE = [("    bce = F.binary_cross_entropy(x_hat.flatten(1)[:, ~visible], x[:, ~visible]",
+                "    scored = torch.ones_like(visible) if model.training else ~visible\n"
+                "    bce = F.binary_cross_entropy(x_hat.flatten(1)[:, scored], x[:, scored]")]
 CODEBOOK_LOSS_AFTER = [(STRAIGHT_THROUGH, """        e = z + (e - z).detach()
         return self.decode(e), z, e, index
 """)]
@@ -219,6 +224,7 @@ RUNS = [
     ("cvae_structured", "main", "", 5),
     *[("cvae_structured", f"quadrants-{n}", f"--quadrants {n}", 5) for n in (2, 3)],
     *[("cvae_structured", f"learned-prior-{n}", f"--learned-prior --quadrants {n}", 3) for n in (1, 2, 3)],
+    ("cvae_structured", "whole-image", "", 3, WHOLE_IMAGE),
     ("vqvae", "main", "", 3),
     ("vqvae", "long", "--no-prior --n-updates 50000", 1),
     # Without the commitment loss, to the end. Then other weights of it.
@@ -309,6 +315,10 @@ RUNS = [
       for flag, values in (("hidden-dim", (64, 256)), ("num-residual-hiddens", (16, 64)),
                            ("num-residual-layers", (1, 4)))
       for value in values],
+    # Is it the width that counts, or the number of parameters? Then networks of the same size have the same error: with
+    # a width of 128 as large as with 256, and with 64 as large as with 128.
+    ("vqvae", "short-as-large-as-256", "--no-prior --n-updates 2000 --num-residual-hiddens 320", 3),
+    ("vqvae", "short-64-as-large-as-128", "--no-prior --n-updates 2000 --hidden-dim 64 --num-residual-hiddens 200", 3),
     # Stopped before its numbers overflow.
     ("vqvae", "break-codebook-after", "--no-prior --n-updates 2000 --stop-at 200 --codebook-loss", 1,
      CODEBOOK_LOSS_AFTER),
