@@ -265,9 +265,23 @@ RUNS = [
      without_push_along(RANDOM) + EARLY),
     # Would any cut, or z without codes, do as well? Then it is no matter of z's own code.
     ("vqvae", "notebook-early-without-z", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
-     without_push_along("direction = q.detach()") + EARLY),
+     without_push_along("direction = z.detach()") + EARLY),
     ("vqvae", "notebook-early-no-quantizer", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      NO_QUANTIZER + EARLY),
+    # Which part of z - e? All z share one code in these updates, so z - e has a part that is common to all of a batch (the
+    # code lags behind their mean) and one of each z's own. If what is common drives z, a cut along that part alone holds
+    # it, and one along another image's z - e as well; if each z is driven by what its own image wants, only a cut along
+    # the rest does. And if the lag is needed, z stays short with codes that follow at once.
+    *[("vqvae", f"notebook-early-without-{name}", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+       without_push_along(f"direction = {direction}") + EARLY)
+      for name, direction in (("common", "outward.mean((0, 2, 3), keepdim=True).expand_as(outward)"),
+                              ("own", "outward - outward.mean((0, 2, 3), keepdim=True)"),
+                              ("other", "outward.roll(1, 0)"))],
+    ("vqvae", "notebook-early-decay", "--reference --no-prior --stop-at 40 --commitment-cost 0 --decay 0.5", 3,
+     PUSH + EARLY),
+    # Does the push drive z beyond a norm of 10, too? Then z does not pass 100 if the cut begins there.
+    ("vqvae", "notebook-early-cut-late", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     without_push_along("direction = outward * (z.norm(dim=1).median() > 10)") + EARLY),
     # When the cosine has fallen to 0, the norm still grows. If Adam's momentum carries it, it hardly does without.
     ("vqvae", "notebook-early-no-momentum", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      PUSH + EARLY + NO_MOMENTUM),
