@@ -937,6 +937,10 @@ def nearest_codes(run, seed, metrics):
     return shared
 
 
+# The first 40 updates of the notebook's recipe.
+EARLY = ("notebook-early", *(f"notebook-early-{name}" for name in (
+    "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
+    "without-other", "decay", "cut-late", "no-momentum")))
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # The model at other widths.
@@ -961,6 +965,7 @@ NUMBERS = {
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/before_leap": (("notebook-early-lambda-0",), before_leap),
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
+    "vqvae/longest": (EARLY, lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace",), layer_off),

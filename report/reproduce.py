@@ -243,14 +243,14 @@ RUNS = [
     ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 1, CONSTANT_RATE),
     # Is each z pushed away from its own code? These could refute it: if z grew all the same without the part of the
     # push that leads outward; if it stopped growing, too, where as much is taken along a random direction (then it is
-    # the strength of the push); if taking the part along z gave the same errors (then it is the length alone); and if z
-    # grew without a quantizer (then it is no matter of codes).
+    # the strength of the push); if taking the part along the code e did the same; and if z grew without a quantizer (then
+    # it is no matter of codes).
     ("vqvae", "push", "--no-prior", 3, PUSH),
     ("vqvae", "push-lambda-0", "--no-prior --commitment-cost 0", 3, PUSH),
     ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3, NO_QUANTIZER),
     ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
     ("vqvae", "push-without-random", f"{NOT_MAIN} --commitment-cost 0", 3, without_push_along(RANDOM)),
-    ("vqvae", "push-without-z", "--no-prior --commitment-cost 0", 3, without_push_along("direction = q.detach()")),
+    ("vqvae", "push-without-e", "--no-prior --commitment-cost 0", 3, without_push_along("direction = e.detach()")),
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),

@@ -188,7 +188,7 @@ def test_derived_numbers_follow_from_the_runs():
                     continue
                 assert key in derived[run][seed], f"{name} of {run}, {seed}: python report/comparisons.py"
                 if key in ("slopes", "doubling_updates", "norm_sqrt_lambda", "bits_per_dimension", "multiply_adds",
-                           "before_leap", "held", "growth", "energy_taken", "layer_off",
+                           "before_leap", "held", "growth", "energy_taken", "longest", "layer_off",
                            "least_on"):
                     expected = reproduce.rounded(function(run, seed, metrics))
                     assert derived[run][seed][key] == expected, (name, run, seed, derived[run][seed][key], expected)
