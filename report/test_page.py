@@ -1255,7 +1255,7 @@ def test_cells():
     for how, width, options in ways():
         with panel("cells", width, **options) as (page, section):
             z = torch.cat([dots(section, "z"), dots(section, "other")])
-            expect("z of figure 6.4", z[0], [0.95, 0.35], 0.01)
+            expect("the large z", z[0], [0.95, 0.35], 0.01)
             z[0] = torch.tensor([0.95, 0.35])
             x = z.clone()
             x[0] = torch.tensor([1.35, -0.55])
