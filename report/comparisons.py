@@ -805,9 +805,9 @@ def held(run, seed, metrics):
 
 
 def layer_off(run, seed, metrics):
-    """Without the commitment loss: the share of units that are on, in that layer of the decoder which has the fewest, at
-    the last measurement before the median norm of z passes 10; the first update after which it is 0; and the longest
-    median norm of z until then."""
+    """Without the commitment loss: the share of units that are on, in that layer of the decoder which has the fewest,
+    at the last measurement before the median norm of z passes 10; the first update after which it is 0; and the
+    longest median norm of z until then."""
     history = metrics["history"]
     norms = [median for _, median, _ in history["test_z_norm"]]
     leap = next(i for i, norm in enumerate(norms) if norm > 10)

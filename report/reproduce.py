@@ -69,8 +69,8 @@ def measured_if(condition):
 
 
 FIRST_60 = measured_if("update <= 60 or update % 10 == 0")
-# For 64 test images: the share of units above 0 in that layer of the decoder's ReLUs which has the fewest, but for those
-# inside the residual blocks, which the sum leads around; the norm of the push.
+# For 64 test images: the share of units above 0 in that layer of the decoder's ReLUs which has the fewest, but for
+# those inside the residual blocks, which the sum leads around; the norm of the push.
 TRACE = [("""
 
 # %% 3. Evaluation
@@ -243,8 +243,8 @@ RUNS = [
     ("vqvae", "lambda-0-constant-lr", f"{NOT_MAIN} --commitment-cost 0 --lr 1e-3", 1, CONSTANT_RATE),
     # Is each z pushed away from its own code? These could refute it: if z grew all the same without the part of the
     # push that leads outward; if it stopped growing, too, where as much is taken along a random direction (then it is
-    # the strength of the push); if taking the part along the code e did the same; and if z grew without a quantizer (then
-    # it is no matter of codes).
+    # the strength of the push); if taking the part along the code e did the same; and if z grew without a quantizer
+    # (then it is no matter of codes).
     ("vqvae", "push", "--no-prior", 3, PUSH),
     ("vqvae", "push-lambda-0", "--no-prior --commitment-cost 0", 3, PUSH),
     ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3, NO_QUANTIZER),
@@ -268,10 +268,10 @@ RUNS = [
      without_push_along("direction = z.detach()") + EARLY),
     ("vqvae", "notebook-early-no-quantizer", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      NO_QUANTIZER + EARLY),
-    # Which part of z - e? All z share one code in these updates, so z - e has a part that is common to all of a batch (the
-    # code lags behind their mean) and one of each z's own. If what is common drives z, a cut along that part alone holds
-    # it, and one along another image's z - e as well; if each z is driven by what its own image wants, only a cut along
-    # the rest does. And if the lag is needed, z stays short with codes that follow at once.
+    # Which part of z - e? All z share one code in these updates, so z - e has a part that is common to all of a batch
+    # (the code lags behind their mean) and one of each z's own. If what is common drives z, a cut along that part alone
+    # holds it, and one along another image's z - e as well; if each z is driven by what its own image wants, only a cut
+    # along the rest does. And if the lag is needed, z stays short with codes that follow at once.
     *[("vqvae", f"notebook-early-without-{name}", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
        without_push_along(f"direction = {direction}") + EARLY)
       for name, direction in (("common", "outward.mean((0, 2, 3), keepdim=True).expand_as(outward)"),
@@ -288,8 +288,9 @@ RUNS = [
     # Does z stay small without the outward push after that?
     ("vqvae", "notebook-without-outward", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3,
      without_push_along("direction = outward")),
-    # How does the error come to stay at 0.99? If the length of z is the cause, a layer of the decoder's ReLUs is switched off
-    # after z has leapt, and not before; and it is switched off, too, where nothing but the length is changed.
+    # How does the error come to stay at 0.99? If the length of z is the cause, a layer of the decoder's ReLUs is
+    # switched off after z has leapt, and not before; and it is switched off, too, where nothing but the length is
+    # changed.
     ("vqvae", "notebook-trace", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3, TRACE + FIRST_60),
     ("vqvae", "notebook-trace-held", "--reference --no-prior --stop-at 600", 3, TRACE + FIRST_60),
     ("vqvae", "notebook-trace-without-outward", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3,
