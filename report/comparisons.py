@@ -430,7 +430,7 @@ def histories(runs):
 def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
     dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
-    percentile. numbered: the second group's seeds stand at the ends of its lines."""
+    percentile. numbered: the second group's seeds stand at the ends of its lines. xscale: of the updates."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     ends = {axis: [] for axis in axes.flat}
@@ -938,7 +938,7 @@ def nearest_codes(run, seed, metrics):
 
 
 # The first 40 updates of the notebook's recipe.
-EARLY = ("notebook-early", *(f"notebook-early-{name}" for name in (
+FIRST_40 = ("notebook-early", *(f"notebook-early-{name}" for name in (
     "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
     "without-other", "decay", "cut-late", "no-momentum")))
 # Without the commitment loss, with and without another change.
@@ -965,7 +965,7 @@ NUMBERS = {
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/before_leap": (("notebook-early-lambda-0",), before_leap),
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
-    "vqvae/longest": (EARLY, lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
+    "vqvae/longest": (FIRST_40, lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace",), layer_off),

@@ -250,7 +250,8 @@ RUNS = [
     ("vqvae", "push-no-quantizer", "--no-prior --commitment-cost 0", 3, NO_QUANTIZER),
     ("vqvae", "push-without-outward", "--no-prior --commitment-cost 0", 3, without_push_along("direction = outward")),
     ("vqvae", "push-without-random", f"{NOT_MAIN} --commitment-cost 0", 3, without_push_along(RANDOM)),
-    ("vqvae", "push-without-e", "--no-prior --commitment-cost 0", 3, without_push_along("direction = e.detach()")),
+    ("vqvae", "push-without-e", "--no-prior --commitment-cost 0", 3,
+     without_push_along("direction = q.detach()")),  # in value, q is e
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
