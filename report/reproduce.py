@@ -120,6 +120,40 @@ def longer(c):
         x = x_train[torch""")]
 
 
+# Does the push know that z has moved? For 64 test images, after each update, from what is each z's own (the mean over
+# images and places is taken away): the cosine of the push, minus the gradient at the decoder's input, with z - e; and
+# that of z - e with the sum of the pushes of earlier updates, each at length 1.
+OWN = [*EARLY, ("""
+
+# %% 3. Evaluation
+""", """
+
+def own_push(model, x, past):
+    model.eval()
+    inputs = []
+    handle = model.decoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    x_hat, z, e, _ = model(x)
+    handle.remove()
+    push = -torch.autograd.grad(F.mse_loss(x_hat, x), inputs[0])[0]
+    push, away, before = [way - way.mean((0, 2, 3), keepdim=True) for way in (push, z - e, past)]
+    past += F.normalize(push, dim=1)
+    return {"own_cos_outward": float(F.cosine_similarity(push, away).mean()),
+            "own_cos_past": float(F.cosine_similarity(away, before).mean())}
+
+
+past = torch.zeros(64, 64, 8, 8)
+
+
+# %% 3. Evaluation
+"""), ("""            entries.append(entry)
+            save_checkpoint(checkpoint, model,""", """            entry.update(own_push(model, x_test[:64], past))
+            model.zero_grad()
+            entries.append(entry)
+            save_checkpoint(checkpoint, model,"""),
+       ("    codes_train = encode_all(",  # nobody asks for the errors on all images
+        "    x_train, x_test = x_train[:1000], x_test[:1000]\n    codes_train = encode_all(")]
+
+
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 
@@ -146,6 +180,13 @@ RANDOM = """push = F.normalize(-g, dim=1)
             noise = F.normalize(noise - (noise * push).sum(1, keepdim=True) * push, dim=1)
             direction = 0.6**0.5 * push + 0.4**0.5 * noise"""
 NO_QUANTIZER = [(STRAIGHT_THROUGH, "        return self.decode(z), z, e, index\n")]
+# The gradient taken at z in place of e: the encoder learns from the image decoded from z, by a decoder that learns from
+# codes only. Nothing else changes.
+AT_Z = [*PUSH, (STRAIGHT_THROUGH, """        frozen = {name: p.detach() for name, p in self.decoder.named_parameters()}
+        self.x_hat_at_z = torch.func.functional_call(self.decoder, frozen, (z,)) + 0.5
+        return self.decode(e), z, e, index
+"""), ("        loss = reconstruction +", """        at_z = F.mse_loss(self.x_hat_at_z, x) / self.data_variance
+        loss = at_z - at_z.detach() + reconstruction +""")]
 NO_MOMENTUM = [("args.lr, fused=True)", "args.lr, betas=(0.0, 0.999), fused=True)")]
 
 # In place of straight-through: z is rotated and scaled to e, and gradients are rotated back (Fifty et al. 2025).
@@ -299,12 +340,27 @@ RUNS = [
     *[("vqvae", f"longer-{c}", f"{SMALL_NOTEBOOK} --stop-at 1200", 3, TRACE + longer(c)
       + measured_if("update % 100 == 0 or update > 1000 and update % 10 == 0"))
       for c in (1, 10, 100, 1000)],
+    # Is it that the push, taken at e, does not tell whether z has moved? Then z does not run away if the gradient is
+    # taken at z, with the same codes, and nothing else is changed.
+    ("vqvae", "notebook-early-at-z", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, AT_Z + EARLY),
+    ("vqvae", "small-notebook-at-z", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, AT_Z),
+    ("vqvae", "notebook-at-z", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3, AT_Z),
+    ("vqvae", "push-at-z", "--no-prior --commitment-cost 0", 3, AT_Z),
+    # What has each z's own push to do with its way from the code, and this way with earlier pushes? (Seen first in runs
+    # of the same seeds, so it refutes nothing.)
+    ("vqvae", "notebook-own-lambda-0", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, OWN),
+    ("vqvae", "notebook-own", "--reference --no-prior --stop-at 40", 3, OWN),
+    ("vqvae", "notebook-own-no-quantizer", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     OWN + NO_QUANTIZER),
     # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
     ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
      without_push_along("direction = outward")),
     ("vqvae", "small-notebook-without-random", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
      without_push_along(RANDOM)),
+    # Any cut of that size along a way from a code? Then one along another image's z - e holds z, too.
+    ("vqvae", "small-notebook-without-other", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
+     without_push_along("direction = outward.roll(1, 0)")),
     ("vqvae", "small-notebook-diveq", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, DIVEQ),
     # Without the outward part few codes come into use. If the notebook's start is the cause, many do with codes from
     # data.
@@ -342,7 +398,8 @@ RUNS = [
 ]
 HISTORY = {"update", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
-           "push_outward_energy", "push_balance", "decoder_least", "push_norm"}  # kept for the figures: only vqvae.py's
+           "push_outward_energy", "push_balance", "decoder_least", "push_norm",
+           "own_cos_outward", "own_cos_past"}  # kept for the figures: only vqvae.py's
 
 
 def read_runs(script):

@@ -15,7 +15,8 @@ Panels.define("cells", {
     const START = 3.7;  // half the width of what is shown, at first
     const RULES = [{name: "no commitment loss", color: "rule-1", pull: 0},
                    {name: "with commitment loss, λ = 1", color: "rule-0", pull: 1},
-                   {name: "none, and the push without its outward part", color: "rule-2", pull: 0, inward: true}];
+                   {name: "none, and the push without its outward part", color: "rule-2", pull: 0, inward: true},
+                   {name: "none, and the gradient taken at z, not at e", color: "rule-3", pull: 0, seen: true}];
     let rule = 0, view = START, x, z, codes, count, total, decoder, timer = 0;
     const curves = RULES.map(() => []);  // the median norm of z at each step
 
@@ -40,7 +41,7 @@ Panels.define("cells", {
       + "is not on the report's scale.)");
     const chart = element(side, "div", {class: "drawing", style: "height: 130px", "aria-hidden": "true"});
     const colors = element(side, "p", {class: "legend"});
-    for (const [i, text] of ["none", "λ = 1", "without the outward part"].entries())
+    for (const [i, text] of ["none", "λ = 1", "without the outward part", "gradient at z"].entries())
       element(colors, "span", {class: `key ${RULES[i].color}`}, text);
 
     // ---- The tiny VQ-VAE. A vector is [a, b], the decoder is [[a, b], [c, d]]. -------------------------------------
@@ -63,8 +64,9 @@ Panels.define("cells", {
       });
     }
 
-    function forces(v, image) {  // of one z: its code, the push that e should follow, its part along z - e
-      const e = codes[nearest(v)], error = decoder.map((line, i) => image[i] - dot(line, e));
+    function forces(v, image) {  // of one z: its code, its push, the part of that along z - e
+      const e = codes[nearest(v)], {seen} = RULES[rule];
+      const error = decoder.map((line, i) => image[i] - dot(line, seen ? v : e));
       const push = [0, 1].map(j => dot(error, [decoder[0][j], decoder[1][j]])), away = plus(v, e, -1);
       const cosine = dot(push, away) / (norm(push) * norm(away) || 1);
       const outward = [0, 1].map(i => away[i] * dot(push, away) / (dot(away, away) || 1));
@@ -158,7 +160,7 @@ Panels.define("cells", {
       const {e, push, away, cosine, outward} = forces(z[0], x[0]);
       // A push is a gradient: it shrinks as the decoder's weights do. Its arrow is drawn in the units of z.
       const unit = 2 / sum(decoder.flat().map(value => value * value)), drawn = v => v.map(value => value * unit);
-      const {pull, inward} = RULES[rule];
+      const {pull, inward, seen} = RULES[rule];
       const heads = ["nearest", "push", "outward", "pull"].map(kind =>
         `<marker id="cells-${kind}" class="${kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="4" `
         + `markerHeight="4" orient="auto"><path d="M0 0L8 4L0 8z"/></marker>`).join("");
@@ -168,7 +170,7 @@ Panels.define("cells", {
         + codes.map(code => `<polygon class="cell${code === e ? " chosen" : ""}" `
           + `points="${cell(code).map(point).join(" ")}"/>`).join("")
         + dots(z.slice(1), "other", 3) + dots(codes, "code", 5) + dots([e], "chosen", 7)
-        + arrow(z[0], plus(e, z[0], -1), "nearest") + arrow(e, drawn(push), "push wish")
+        + arrow(z[0], plus(e, z[0], -1), "nearest") + (seen ? "" : arrow(e, drawn(push), "push wish"))
         + arrow(z[0], drawn(push), "push") + arrow(z[0], drawn(outward), "outward")
         + (pull ? arrow(z[0], drawn(away.map(value => -pull * value)), "pull") : "")
         + dots([z[0]], "z", 7) + [-view, view].map((edge, i) => `<text x="${i ? width - 6 : 6}" y="16" `
