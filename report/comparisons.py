@@ -416,9 +416,9 @@ def hero():
 PANELS = {"train_reconstruction": "MSE / variance, training", "test_perplexity": "perplexity",
           "test_z_norm": "norm of encoder outputs z", "test_code_norm": "norm of codes e",
           "test_quantization_error": r"$\|z - e\|^2$ / $\|z\|^2$", "test_codes_used": "codes in use"}
-LABELS = {**PANELS, "push_cos_outward": "cosine of push and z - e",  # which not every run measures
+LABELS = {**PANELS, "own_cos_outward": "cosine of push and z - e",  # which not every run measures
           "decoder_least": "share on, emptiest layer"}
-LINEAR = ("test_perplexity", "test_codes_used", "push_cos_outward")
+LINEAR = ("test_perplexity", "test_codes_used", "own_cos_outward")
 
 
 def histories(runs):
@@ -619,9 +619,8 @@ FIGURES = {
          f"{WITHOUT}, outward part cut out": ["push-without-outward"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/push_early": lambda: plot_runs(
-        {WITH: ["notebook-early"], WITHOUT: ["notebook-early-lambda-0"],
-         f"{WITHOUT}, outward part cut out": ["notebook-early-without-outward"],
-         f"{WITHOUT}, random part cut out": ["notebook-early-without-random"]}, ("push_cos_outward", "test_z_norm")),
+        {WITH: ["notebook-own"], WITHOUT: ["notebook-own-lambda-0"],
+         f"{WITHOUT}, no quantizer": ["notebook-own-no-quantizer"]}, ("own_cos_outward", "test_z_norm")),
     "vqvae/switched_off": lambda: plot_runs(
         {WITH: ["notebook-trace-held"], WITHOUT: ["notebook-trace"],
          f"{WITHOUT}, outward part cut out": ["notebook-trace-without-outward"]},
@@ -629,7 +628,7 @@ FIGURES = {
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
          f"{WITHOUT}, outward part cut out": ["small-notebook-without-outward"],
-         f"{WITHOUT}, random part cut out": ["small-notebook-without-random"]},
+         f"{WITHOUT}, gradient at z": ["small-notebook-at-z"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
@@ -799,6 +798,13 @@ def energy_taken(run, seed, metrics):
     return float(np.mean(metrics["history"]["push_outward_energy"]))
 
 
+def own(run, seed, metrics):
+    """Over updates 2 to 20, of each z's own part: the mean and the least of the cosine of push and z - e, the mean of
+    that of z - e and the sum of earlier pushes."""
+    outward, past = (metrics["history"][key][1:20] for key in ("own_cos_outward", "own_cos_past"))
+    return {"outward": float(np.mean(outward)), "least": min(outward), "past": float(np.mean(past))}
+
+
 def held(run, seed, metrics):
     """With the commitment loss: means over updates 21 to 40, when it has begun to hold z."""
     return {key: float(np.mean(metrics["history"][key][20:40])) for key in ("push_cos_outward", "push_balance")}
@@ -940,7 +946,7 @@ def nearest_codes(run, seed, metrics):
 # The first 40 updates of the notebook's recipe.
 FIRST_40 = ("notebook-early", *(f"notebook-early-{name}" for name in (
     "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
-    "without-other", "decay", "cut-late", "no-momentum")))
+    "without-other", "decay", "cut-late", "no-momentum", "at-z")))
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # The model at other widths.
@@ -967,6 +973,7 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/longest": (FIRST_40, lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
+    "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer"), own),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace",), layer_off),
     "vqvae/least_on": (("notebook-trace-held", "notebook-trace-without-outward"),
