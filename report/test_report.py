@@ -231,6 +231,17 @@ def test_what_the_runs_of_section_6_4_change():
     along = (push * outward).sum(1, keepdim=True)
     assert 0.05 < (along > 0).float().mean() < 0.95, "the toy shows one case only"
     expect("the push on z", -z.grad, push - along.clamp(min=0) * outward, 1e-9)
+    # z gets the gradient of the image decoded from z, the decoder that of the image decoded from e, which is shown.
+    _, model = changed_vqvae(reproduce.AT_Z)
+    output = x_hat, z, e, _ = model(x)
+    z.retain_grad()
+    losses = model.loss_function(output, x)
+    losses["loss"].backward()
+    expect("the image is that of e", x_hat, model.decode(e), 1e-6)
+    expect("the loss is that of e", losses["loss"], F.mse_loss(x_hat, x), 1e-6)
+    at_z, first = z.detach().requires_grad_(), model.decoder[0].weight
+    expect("the gradient at z", z.grad, torch.autograd.grad(F.mse_loss(model.decode(at_z), x), at_z)[0], 1e-9)
+    expect("the decoder's", first.grad, torch.autograd.grad(F.mse_loss(model.decode(e.detach()), x), first)[0], 1e-7)
     # z and the codes become longer, and no image changes. (With a learning rate of 0 nothing else does, either.)
     args = vqvae.parser.parse_args(["--n-updates", "3", "--lr", "0.1"], vqvae.argparse.Namespace(**vqvae.NOTEBOOK))
     args.lr = 0.0
