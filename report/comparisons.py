@@ -489,9 +489,9 @@ def cells():
     """The mechanism in two dimensions: the cells of a codebook, a z with its code, and the push that straight-through
     copies from the code to z, with the part of it that leads outward."""
     codes = np.array([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]])
-    z, push = np.array([0.75, 0.1]), np.array([0.55, -0.1])
-    xs, ys = np.linspace(-2.8, 2.8, 561), np.linspace(-2.4, 2.4, 481)
-    points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 561, 2)
+    z, push = np.array([2.6, -0.65]), np.array([0.6, -0.15])  # in a cell that has no end on this side
+    xs, ys = np.linspace(-2.8, 3.8, 661), np.linspace(-2.4, 2.4, 481)
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 661, 2)
     nearest = ((points[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
     e = codes[((codes - z) ** 2).sum(1).argmin()]
     outward = (z - e) / np.linalg.norm(z - e)
@@ -510,7 +510,7 @@ def cells():
     arrow(e, push, common.ORANGE, "how the decoder would like e to move")
     arrow(z, push, common.RED, "straight-through: z gets that push, not e")
     arrow(z, (push @ outward) * outward, "black", "its part outward, away from e", "--")
-    axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-1.9, 2.4), ylim=(-2.1, 1.9))
+    axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-1.1, 3.7), ylim=(-2.1, 1.9))
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)

@@ -338,8 +338,6 @@ RUNS = [
     # switched off after z has leapt, and not before; and it is switched off, too, where nothing but the length is
     # changed.
     ("vqvae", "notebook-trace", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3, TRACE + FIRST_60),
-    ("vqvae", "notebook-trace-long", "--reference --no-prior --stop-at 3000 --commitment-cost 0", [0],
-     TRACE + FIRST_60),
     ("vqvae", "notebook-trace-held", "--reference --no-prior --stop-at 600", 3, TRACE + FIRST_60),
     ("vqvae", "notebook-trace-without-outward", "--reference --no-prior --stop-at 600 --commitment-cost 0", 3,
      without_push_along("direction = outward") + TRACE + FIRST_60),

@@ -100,7 +100,7 @@ Panels.define("cells", {
       const noise = normals(2 * N, 1);
       x = Array.from({length: N}, (_, i) => plus(CODES[i % 7], [noise[2 * i], noise[2 * i + 1]], 0.75));
       z = x.map(v => [...v]);
-      x[0] = [1.35, -0.55];  // the large z and its push, longer than in figure 6.4
+      x[0] = [1.35, -0.55];  // the large z and its push
       z[0] = [0.95, 0.35];
       codes = CODES.map(code => [...code]);
       count = codes.map((_, k) => z.filter(v => nearest(v) === k).length);
