@@ -799,10 +799,13 @@ def energy_taken(run, seed, metrics):
 
 
 def own(run, seed, metrics):
-    """Over updates 2 to 20, of each z's own part: the mean and the least of the cosine of push and z - e, the mean of
-    that of z - e and the sum of earlier pushes."""
-    outward, past = (metrics["history"][key][1:20] for key in ("own_cos_outward", "own_cos_past"))
-    return {"outward": float(np.mean(outward)), "least": min(outward), "past": float(np.mean(past))}
+    """Over updates 2 to 20, of each z's own part: the mean and the least of the cosine of push and z - e, the least of
+    that of all as two long vectors, the mean of that of z - e and the sum of earlier pushes. Over updates 6 to 20: the
+    mean of that of the push and the one of five updates before."""
+    outward, whole, past, five = (metrics["history"][f"own_cos_{key}"][1:20]
+                                  for key in ("outward", "whole", "past", "five"))
+    return {"outward": float(np.mean(outward)), "least": min(outward), "whole_least": min(whole),
+            "past": float(np.mean(past)), "five": float(np.mean(five[4:]))}
 
 
 def held(run, seed, metrics):
@@ -824,7 +827,7 @@ def layer_off(run, seed, metrics):
 
 def relus_off(run, seed, metrics):
     """For 64 test images: the share of active units in that layer of ReLUs of the decoder which has the fewest, but for
-    those inside the residual blocks, which the sum leads around; the share of codes to which the reconstruction error
+    those inside the residual blocks, which the sum leads around, and in the last; the share of codes to which the error
     gives a gradient of exactly 0; and how much x_hat differs among the images, at most."""
     model = load("vqvae", run, seed, vqvae.VQVAE)
     x, active, relu = cifar10()[1][:64], [], F.relu
@@ -839,8 +842,15 @@ def relus_off(run, seed, metrics):
     with mock.patch.object(F, "relu", recorded):
         x_hat = model.decode(e)
     F.mse_loss(x_hat, x).backward()
-    return {"least_active": min(active), "no_gradient": float((e.grad == 0).all(dim=1).float().mean()),
+    gradient_0 = (e.grad == 0).all(dim=1)
+    return {"least_active": min(active), "last_active": active[-1], "no_gradient": float(gradient_0.float().mean()),
             "x_hat_differs": float((x_hat.amax(0) - x_hat.amin(0)).max().detach())}
+
+
+def words_at_a_place(run, seed, metrics):
+    """How many different codes stand at one of the 64 places over 1,000 test images: the mean over the places."""
+    words = vqvae.encode_all(load("vqvae", run, seed, vqvae.VQVAE), cifar10()[1][:1000])
+    return float(np.mean([len(place.unique()) for place in words.T]))
 
 
 def one_colour_error(run, seed, metrics):
@@ -946,7 +956,8 @@ def nearest_codes(run, seed, metrics):
 # The first 40 updates of the notebook's recipe.
 FIRST_40 = ("notebook-early", *(f"notebook-early-{name}" for name in (
     "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
-    "without-other", "decay", "cut-late", "no-momentum", "at-z")))
+    "without-other", "decay", "cut-late", "no-momentum", "at-z",
+    "cut-late-both")))
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # The model at other widths.
@@ -971,16 +982,18 @@ NUMBERS = {
     "vqvae/doubling_updates": (GROWING, doubling_updates),
     "vqvae/before_leap": (("notebook-early-lambda-0",), before_leap),
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
-    "vqvae/longest": (FIRST_40, lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
+    "vqvae/longest": ((*FIRST_40, "small-notebook-at-z", "small-notebook-diveq"),
+                      lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
-    "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer"), own),
+    "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer", "notebook-own-at-z"), own),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace",), layer_off),
     "vqvae/least_on": (("notebook-trace-held", "notebook-trace-without-outward"),
                        lambda run, seed, metrics: min(metrics["history"]["decoder_least"])),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
-    "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward"), relus_off),
+    "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward", "notebook-trace"), relus_off),
     "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
+    "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place, "0"),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),

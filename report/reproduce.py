@@ -60,6 +60,8 @@ def push_of(model, x):
             entries.append(entry)
             save_checkpoint(checkpoint, model,""")]
 EARLY = [("LOG_EVERY = 100", "LOG_EVERY = 1")]  # measures after each update
+FEW = [("    codes_train = encode_all(",  # nobody asks for the errors on all images
+        "    x_train, x_test = x_train[:1000], x_test[:1000]\n    codes_train = encode_all(")]
 
 
 def measured_if(condition):
@@ -101,10 +103,14 @@ def trace(model, x, args):
          ("evaluate(model, x_test[:1000])", "evaluate(model, x_test[:64])")]
 
 
-def longer(c):
+def longer(c, slow=False):
     """The change that makes z and the codes c times as long after update 1,000, and the decoder's first weights 1/c
     of themselves, so that no image changes. Adam's averages follow, so that its next steps are the old ones. From then
-    on there is no commitment loss, and the encoder stands still."""
+    on there is no commitment loss, and the encoder stands still. slow: these weights learn at 1/c of the rate."""
+    last = f"""
+            group = optimizer.param_groups[0]
+            group["params"] = [p for p in group["params"] if p is not head]
+            optimizer.add_param_group({{"params": [head], "lr": args.lr / c}})""" if slow else ""
     return [("""        x = x_train[torch""", f"""        if update == 1001:
             c, codes, head = {c}, model.quantizer, model.decoder[0].weight
             model.commitment_cost = 0
@@ -116,14 +122,15 @@ def longer(c):
                     optimizer.state[p]["exp_avg"].div_(factor)
                     optimizer.state[p]["exp_avg_sq"].div_(factor**2)
                 codes.codebook.mul_(c)
-                codes.ema_sum.mul_(c)
+                codes.ema_sum.mul_(c){last}
         x = x_train[torch""")]
 
 
 # Does the push know that z has moved? For 64 test images, after each update, from what is each z's own (the mean over
-# images and places is taken away): the cosine of the push, minus the gradient at the decoder's input, with z - e; and
-# that of z - e with the sum of the pushes of earlier updates, each at length 1.
-OWN = [*EARLY, ("""
+# images and places is taken away): the cosine of the push, minus the gradient at the decoder's input, with z - e; that
+# of z - e with the sum of the pushes of earlier updates, each at length 1; that of the push with the one of five
+# updates before; and the first one of all pushes and all z - e as two long vectors, in which strong pushes weigh more.
+OWN = [*EARLY, *FEW, ("""
 
 # %% 3. Evaluation
 """, """
@@ -134,14 +141,18 @@ def own_push(model, x, past):
     handle = model.decoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     x_hat, z, e, _ = model(x)
     handle.remove()
-    push = -torch.autograd.grad(F.mse_loss(x_hat, x), inputs[0])[0]
-    push, away, before = [way - way.mean((0, 2, 3), keepdim=True) for way in (push, z - e, past)]
-    past += F.normalize(push, dim=1)
-    return {"own_cos_outward": float(F.cosine_similarity(push, away).mean()),
-            "own_cos_past": float(F.cosine_similarity(away, before).mean())}
+    error = F.mse_loss(getattr(model, "x_hat_at_z", x_hat), x)
+    push = -torch.autograd.grad(error, inputs[0])[0]
+    push, away = [way - way.mean((0, 2, 3), keepdim=True) for way in (push, z - e)]
+    cosine = lambda a, b: float(F.cosine_similarity(a, b).mean())
+    result = {"own_cos_outward": cosine(push, away), "own_cos_past": cosine(away, sum(past, torch.zeros_like(z))),
+              "own_cos_five": cosine(push, past[-5]) if len(past) > 4 else 0.0,
+              "own_cos_whole": float(F.cosine_similarity(push.flatten(), away.flatten(), dim=0))}
+    past.append(F.normalize(push, dim=1))
+    return result
 
 
-past = torch.zeros(64, 64, 8, 8)
+past = []
 
 
 # %% 3. Evaluation
@@ -149,23 +160,22 @@ past = torch.zeros(64, 64, 8, 8)
             save_checkpoint(checkpoint, model,""", """            entry.update(own_push(model, x_test[:64], past))
             model.zero_grad()
             entries.append(entry)
-            save_checkpoint(checkpoint, model,"""),
-       ("    codes_train = encode_all(",  # nobody asks for the errors on all images
-        "    x_train, x_test = x_train[:1000], x_test[:1000]\n    codes_train = encode_all(")]
+            save_checkpoint(checkpoint, model,""")]
 
 
 STRAIGHT_THROUGH = "        return self.decode(z + (e - z).detach()), z, e, index\n"
 
 
-def without_push_along(direction):
-    """The change that takes from the push, the negative of g, its part along a direction, where it leads that way."""
+def without_push_along(direction, part=".clamp(max=0)"):
+    """The change that takes from the push, the negative of g, its part along a direction, where it leads that way; with
+    part="" that part, wherever it leads."""
     return [*PUSH, (STRAIGHT_THROUGH, f"""        q = z + (e - z).detach()
         outward = (z - e).detach()
 
         def less(g):
             {direction}
             unit = F.normalize(direction, dim=1)
-            return g - (g * unit).sum(1, keepdim=True).clamp(max=0) * unit
+            return g - (g * unit).sum(1, keepdim=True){part} * unit
 
         if q.requires_grad:
             q.register_hook(less)
@@ -297,6 +307,9 @@ RUNS = [
     # does not when the cut begins only then: after update 2,000.
     ("vqvae", "push-cut-late", "--no-prior --stop-at 5000 --commitment-cost 0", 3,
      without_push_along("direction = outward * (self.quantizer.n_updates > 2000)")),
+    # A cut of what leads outward only leaves what leads inward. So the same without either: z must not grow on.
+    ("vqvae", "push-cut-late-both", "--no-prior --stop-at 5000 --commitment-cost 0", 2,
+     without_push_along("direction = outward * (self.quantizer.n_updates > 2000)", part="")),
     ("vqvae", "diveq-lambda-0", "--no-prior --commitment-cost 0", 3, DIVEQ),
     ("vqvae", "rotation", "--no-prior", 3, ROTATION),
     ("vqvae", "rotation-lambda-0", "--no-prior --commitment-cost 0", 3, ROTATION),
@@ -328,6 +341,8 @@ RUNS = [
     # Does the push drive z beyond a norm of 10, too? Then z does not pass 100 if the cut begins there.
     ("vqvae", "notebook-early-cut-late", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      without_push_along("direction = outward * (z.norm(dim=1).median() > 10)") + EARLY),
+    ("vqvae", "notebook-early-cut-late-both", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
+     without_push_along("direction = outward * (z.norm(dim=1).median() > 10)", part="") + EARLY + FEW),
     # When the cosine has fallen to 0, the norm still grows. If Adam's momentum carries it, it hardly does without.
     ("vqvae", "notebook-early-no-momentum", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      PUSH + EARLY + NO_MOMENTUM),
@@ -351,11 +366,18 @@ RUNS = [
     ("vqvae", "notebook-at-z", "--reference --no-prior --stop-at 1000 --commitment-cost 0", 3, AT_Z),
     ("vqvae", "push-at-z", f"{NOT_MAIN} --commitment-cost 0", 3, AT_Z),
     # What has each z's own push to do with its way from the code, and this way with earlier pushes? (Seen first in runs
-    # of the same seeds, so it refutes nothing.)
+    # of the same seeds, so it refutes nothing.) And is the push the same again and again? If its cosine with the one of
+    # five updates before is no larger with codes than without a quantizer, or with the gradient at z, it is not. (It is
+    # not. Then what differs? If z is held by strong pushes on those z that have gone too far, the cosine where strong
+    # pushes weigh more is lower without a quantizer, or with the gradient at z, than with codes.)
     ("vqvae", "notebook-own-lambda-0", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, OWN),
     ("vqvae", "notebook-own", "--reference --no-prior --stop-at 40", 3, OWN),
     ("vqvae", "notebook-own-no-quantizer", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3,
      OWN + NO_QUANTIZER),
+    ("vqvae", "notebook-own-at-z", "--reference --no-prior --stop-at 40 --commitment-cost 0", 3, OWN + AT_Z[-2:]),
+    # If it is Adam's step that makes length harmful, it is harmless where the first weights' learning rate is 1 / c.
+    ("vqvae", "longer-100-slow", f"{SMALL_NOTEBOOK} --stop-at 1200", 1, TRACE + longer(100, slow=True)
+     + measured_if("update % 100 == 0 or update > 1000 and update % 10 == 0")),
     # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
     ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
@@ -403,7 +425,8 @@ RUNS = [
 HISTORY = {"update", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
            "push_outward_energy", "push_balance", "decoder_least", "push_norm",
-           "own_cos_outward", "own_cos_past"}  # kept for the figures: only vqvae.py's
+           "own_cos_outward", "own_cos_past", "own_cos_five",
+           "own_cos_whole"}  # kept for the figures: only vqvae.py's
 
 
 def read_runs(script):
