@@ -826,9 +826,9 @@ def layer_off(run, seed, metrics):
 
 
 def relus_off(run, seed, metrics):
-    """For 64 test images: the share of active units in that layer of ReLUs of the decoder which has the fewest, but for
-    those inside the residual blocks, which the sum leads around, and in the last; the share of codes to which the error
-    gives a gradient of exactly 0; and how much x_hat differs among the images, at most."""
+    """For 64 test images: the share of active units in the emptiest of the decoder's layers of ReLUs, and in the last
+    (but for those inside the residual blocks, which the sum leads around); the share of codes to which the error gives
+    a gradient of exactly 0; and how much x_hat differs among the images, at most."""
     model = load("vqvae", run, seed, vqvae.VQVAE)
     x, active, relu = cifar10()[1][:64], [], F.relu
     e = model.quantizer(model.encode(x).detach())[0].detach().requires_grad_()
@@ -956,8 +956,7 @@ def nearest_codes(run, seed, metrics):
 # The first 40 updates of the notebook's recipe.
 FIRST_40 = ("notebook-early", *(f"notebook-early-{name}" for name in (
     "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
-    "without-other", "decay", "cut-late", "no-momentum", "at-z",
-    "cut-late-both")))
+    "without-other", "decay", "cut-late", "no-momentum", "at-z", "cut-late-both")))
 # Without the commitment loss, with and without another change.
 GROWING = ("lambda-0", "lambda-0-decay-0.9", "lambda-0-decay-0.999", "lambda-0-half-lr", "lambda-0-constant-lr")
 # The model at other widths.

@@ -425,8 +425,7 @@ RUNS = [
 HISTORY = {"update", "train_reconstruction", "test_reconstruction", "test_perplexity", "test_codes_used",
            "test_z_norm", "test_code_norm", "test_quantization_error", "push_cos_outward", "push_cos_z",
            "push_outward_energy", "push_balance", "decoder_least", "push_norm",
-           "own_cos_outward", "own_cos_past", "own_cos_five",
-           "own_cos_whole"}  # kept for the figures: only vqvae.py's
+           "own_cos_outward", "own_cos_past", "own_cos_five", "own_cos_whole"}  # for the figures: only vqvae.py's
 
 
 def read_runs(script):

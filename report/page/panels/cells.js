@@ -64,7 +64,7 @@ Panels.define("cells", {
       });
     }
 
-    function forces(v, image) {  // of one z: its code, its push, the part of that along z - e
+    function forces(v, image) {  // of one z: its code, its push (seen: taken at z), the part of that along z - e
       const e = codes[nearest(v)], {seen} = RULES[rule];
       const error = decoder.map((line, i) => image[i] - dot(line, seen ? v : e));
       const push = [0, 1].map(j => dot(error, [decoder[0][j], decoder[1][j]])), away = plus(v, e, -1);
