@@ -178,12 +178,12 @@ def literal():
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), width_ratios=(1, 1.6))
     for run, seeds, model_class, name, color in (
             ("main", (0,), denoise_ae.DenoiseAE, "ours", common.BLUE),
-            ("literal", (0, 1), code["DenoiseAE"], "to the letter", common.ORANGE)):
+            ("literal", (0, 1), code["DenoiseAE"], "as assigned", common.ORANGE)):
         for seed in seeds:
             history = json.loads(saved("denoise_ae", run, seed, "metrics.json").read_text())["history"]
             left.plot(range(1, 1 + len(history["train_loss"])), history["train_loss"], "-:"[seed], color=color,
                       label=f"{name}, seed {seed}")
-        rows[name.replace(" the", "\nthe")] = load("denoise_ae", run, 0, model_class)(noisy)
+        rows[name.replace(" ", "\n")] = load("denoise_ae", run, 0, model_class)(noisy)
     left.axhline(0.025, color="0.3", linestyle="--", linewidth=1, label="required")
     left.set(xlabel="epoch", ylabel="MSE, training", ylim=(0.01, 0.04))
     left.legend(fontsize="small")
@@ -485,35 +485,60 @@ def number_ends(axis, places, color):
                       color=color)
 
 
+def two_images(commitment_cost=0.0, at_z=False, n_updates=80, lr=0.1):
+    """The smallest VQ-VAE in which z runs away: the images 1 and -1 share one code, the mean of their z, and the
+    decoder is the identity. Returns z of both after each update of gradient descent, (n_updates + 1, 2). at_z: the
+    image is decoded from z, as if there were no quantizer."""
+    x, z, path = torch.tensor([1.0, -1.0]), torch.zeros(2, requires_grad=True), [[0.0, 0.0]]
+    for _ in range(n_updates):
+        e = z.detach().mean()
+        x_hat = z if at_z else z + (e - z).detach()
+        loss = ((x_hat - x) ** 2).sum() + commitment_cost * ((z - e) ** 2).sum()
+        z = (z - lr * torch.autograd.grad(loss, z)[0]).detach().requires_grad_()
+        path.append(z.tolist())
+    return np.array(path)
+
+
 def cells():
-    """The mechanism in two dimensions: the cells of a codebook, a z with its code, and the push that straight-through
-    copies from the code to z, with the part of it that leads outward."""
+    """Why z runs away: left, the z of two_images; right, in two dimensions, a z in its code's cell, the push that
+    straight-through copies from the code to z, and the part of it that leads outward."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=(1, 1.2))
+    for color, name, height, settings in ((common.RED, "straight-through", 8.7, {}),
+                                          (common.BLUE, "with commitment loss", 4.4, {"commitment_cost": 0.25}),
+                                          (common.GREEN, "decoder sees z", 1.3, {"at_z": True})):
+        left.plot(two_images(**settings), color=color, linewidth=2)
+        left.text(79, height, name, color=color, fontsize=9, ha="right")
+    left.axhline(0, color="0.45", linewidth=1)
+    left.text(79, 0.2, "e", color="0.3", fontsize=9, ha="right")
+    left.set(xlabel="update", ylabel="z of both images", xlim=(0, 80), ylim=(-10, 10), yticks=range(-8, 9, 4))
+
     codes = np.array([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]])
-    z, push = np.array([2.6, -0.65]), np.array([0.6, -0.15])  # in a cell that has no end on this side
+    z, push = np.array([2.75, -0.55]), np.array([0.75, -0.15])  # in a cell that has no end on this side
     xs, ys = np.linspace(-2.8, 3.8, 661), np.linspace(-2.4, 2.4, 481)
     points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 661, 2)
     nearest = ((points[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
     e = codes[((codes - z) ** 2).sum(1).argmin()]
     outward = (z - e) / np.linalg.norm(z - e)
-    figure, axis = plt.subplots(figsize=(6, 5))
-    axis.contour(xs, ys, nearest, levels=np.arange(len(codes)) + 0.5, colors="0.75", linewidths=1)
-    axis.plot(*codes.T, "o", color="0.45", markersize=7, label="codes, each in its cell")
-    axis.plot(*e, "o", color=common.BLUE, markersize=9, label="e, the code of z")
-    axis.plot(*z, "o", color="black", markersize=7, label="z")
+    right.contour(xs, ys, nearest, levels=np.arange(len(codes)) + 0.5, colors="0.75", linewidths=1)
+    right.plot(*codes.T, "o", color="0.6", markersize=6)
 
-    def arrow(start, way, color, label, style="-"):
-        axis.annotate("", start + way, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2,
-                                                          "linestyle": style, "shrinkA": 0, "shrinkB": 0})
-        axis.plot([], [], style, color=color, linewidth=2, label=label)
+    def arrow(start, way, color, label, place, style="-"):
+        right.annotate("", start + way, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2,
+                                                           "linestyle": style, "shrinkA": 0, "shrinkB": 0})
+        right.text(*place, label, color=color, fontsize=9)
 
-    arrow(z, e - z, common.BLUE, "the pull of the commitment loss, to e", ":")
-    arrow(e, push, common.ORANGE, "how the decoder would like e to move")
-    arrow(z, push, common.RED, "straight-through: z gets that push, not e")
-    arrow(z, (push @ outward) * outward, "black", "its part outward, away from e", "--")
-    axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-1.1, 3.7), ylim=(-2.1, 1.9))
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
+    arrow(z, e - z, common.BLUE, "pull", (2.15, -0.55), ":")
+    arrow(e, push, common.ORANGE, "what e should do", (2.2, -1.3))
+    arrow(z, push, common.RED, "push", (3.55, -0.75))
+    arrow(z, (push @ outward) * outward, "black", "outward", (3.05, -0.1), "--")
+    right.plot(*e, "o", color=common.BLUE, markersize=8)
+    right.plot(*z, "o", color="black", markersize=7)
+    right.text(e[0] - 0.3, e[1] - 0.05, "e", fontsize=10)
+    right.text(z[0] - 0.05, z[1] - 0.35, "z", fontsize=10)
+    right.text(0.2, 0.1, "another code", fontsize=9, color="0.4", ha="center")
+    right.set(xticks=(), yticks=(), aspect="equal", xlim=(-0.8, 4.1), ylim=(-2.0, 1.6))
+    right.grid(False)
+    right.spines[:].set_visible(False)
     return figure
 
 
