@@ -45,9 +45,10 @@ class DenoiseAE(nn.Module):
 
     Height and width go 28 -> 14 -> 7 -> 4 in the encoder, by max pooling, and 4 -> 7 -> 14 -> 28 in the decoder, by
     transposed convolutions with stride 2. The bottleneck holds Z x 4 x 4 numbers, fewer than the image's 784.
+    as_assigned: batch normalization and LeakyReLU after the last transposed convolution, too. Its error is higher.
     """
 
-    def __init__(self, hidden_dim=16, latent_dim=24):
+    def __init__(self, hidden_dim=16, latent_dim=24, as_assigned=False):
         super().__init__()
 
         # No bias where batch normalization follows: it subtracts the mean, and with it any bias, and adds its own.
@@ -67,7 +68,8 @@ class DenoiseAE(nn.Module):
         self.decoder = nn.Sequential(
             up(latent_dim, hidden_dim, 3, 1), nn.BatchNorm2d(hidden_dim), nn.LeakyReLU(0.1),  # -> (N, H_d, 7, 7)
             up(hidden_dim, hidden_dim, 4, 1), nn.BatchNorm2d(hidden_dim), nn.LeakyReLU(0.1),  # -> (N, H_d, 14, 14)
-            up(hidden_dim, 1, 6, 2, bias=True), nn.Sigmoid())  # -> (N, 1, 28, 28), pixels between 0 and 1
+            up(hidden_dim, 1, 6, 2, bias=not as_assigned),  # -> (N, 1, 28, 28)
+            *[nn.BatchNorm2d(1), nn.LeakyReLU(0.1)] * as_assigned, nn.Sigmoid())  # pixels between 0 and 1
 
     def forward(self, noisy):
         """noisy (N, 1, 28, 28) -> x_hat (N, 1, 28, 28)"""
@@ -191,6 +193,7 @@ parser.add_argument("--lr", type=float, default=2e-2, help="peak learning rate o
 parser.add_argument("--hidden-dim", type=int, default=16, help="channels of the convolutions, H_d")
 # 24 x 4 x 4 = 384 numbers: half of the 784 of an image.
 parser.add_argument("--latent-dim", type=int, default=24, help="channels of the bottleneck, Z, each 4 x 4")
+parser.add_argument("--as-assigned", action="store_true", help="batch norm and LeakyReLU after the last layer, too")
 parser.add_argument("--seed", type=int, default=0, help="same seed, CPU and threads: same numbers")
 parser.add_argument("--device", default=common.DEVICE, choices=sorted({"cpu", common.DEVICE}), help="where to compute")
 parser.add_argument("--data-dir", type=Path, help="folder that holds MNIST/raw; None is data/ beside the script")
@@ -218,7 +221,7 @@ def main(argv=None):
     noisy_tests = [add_noise(x_test, fixed) for _ in range(N_NOISES)]
     noisy_train = add_noise(x_train, fixed)
 
-    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim}
+    config = {"hidden_dim": args.hidden_dim, "latent_dim": args.latent_dim, "as_assigned": args.as_assigned}
     torchsummary.summary(DenoiseAE(**config), (1, 28, 28), device="cpu")  # prints the layers and their sizes
     torch.manual_seed(args.seed)
     # Convolutions are fastest with the channels last in memory. On Apple's GPUs batch normalization has had wrong
