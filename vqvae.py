@@ -230,11 +230,11 @@ class Prior(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length), persistent=False)
 
     def forward(self, index):
-        """index (N, t) -> logits (N, t, K), for t up to 64"""
-        t = index.shape[1]
+        """index (N, T) -> logits (N, T, K), for T up to 64"""
+        length = index.shape[1]
         start = torch.full_like(index[:, :1], self.token.num_embeddings - 1)
-        h = self.token(torch.cat([start, index[:, :-1]], dim=1)) + self.place[:t]  # (N, t, width)
-        return self.head(self.layers(h, mask=self.mask[:t, :t], is_causal=True))
+        h = self.token(torch.cat([start, index[:, :-1]], dim=1)) + self.place[:length]  # (N, T, width)
+        return self.head(self.layers(h, mask=self.mask[:length, :length], is_causal=True))
 
     def loss_function(self, logits, index):
         """Minus log2 p(code | the codes before it), the mean over the codes index (N, 64): bits per code"""

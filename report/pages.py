@@ -13,13 +13,14 @@ A number that no run wrote is in report/<script>/derived.json, where comparisons
 The number's decimals stay as they are written, and ± never stands at the end of a line; with % after it, it is a
 percentage. <!--code:vae.py:myVAE.decode:1-2--> stands before a block with the code below that function's docstring, all
 of it or those lines, below a comment that says where it stands. <!--summary:vae.py--> stands before one with what the
-script prints of its layers, <!--summary:vae.py:RUN--> with that run's changes, and [`decode`](vae.py#L9) links to its
+script prints of its layers, <!--summary:vae.py:RUN--> with that run's flags, and [`decode`](vae.py#L9) links to its
 line. <!--panel:noise--> is for page/build.py.
 """
 
 import ast
 import contextlib
 import functools
+import importlib
 import io
 import json
 import re
@@ -116,7 +117,7 @@ def summary(found):
 
 @functools.cache
 def layers(script, run):
-    """What a script prints of its layers, with that run's changes: all until it draws the first random number."""
+    """What a script prints of its layers, with that run's flags: all until it draws the first random number."""
     import torch
 
     import reproduce
@@ -127,16 +128,14 @@ def layers(script, run):
     def stop(seed):
         raise Printed
 
-    _, _, _, _, *changes = next(line for line in reproduce.RUNS if line[:2] == (script, run))
-    names = {"__name__": script, "__file__": str(ROOT / f"{script}.py")}
+    flags = next(line[2] for line in reproduce.RUNS if line[:2] == (script, run))
     out, manual_seed = io.StringIO(), torch.manual_seed
     sys.path.insert(0, str(ROOT))
     with (tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(out),
           contextlib.redirect_stderr(io.StringIO())):
         torch.manual_seed = stop
         try:
-            exec(reproduce.changed(script, *changes or [[]]), names)
-            names["main"](["--smoke", "--device", "cpu", "--out-dir", tmp])
+            importlib.import_module(script).main(["--smoke", *flags.split(), "--device", "cpu", "--out-dir", tmp])
         except Printed:
             pass
         finally:

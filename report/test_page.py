@@ -287,12 +287,14 @@ def test_words_of_diagrams_lie_in_their_boxes():
     for size, kind in ((WIDE, "along"), (NARROW, "down")):
         with opened(size=size) as tab:
             outside = tab.evaluate("""kind => [...document.querySelectorAll(`.chart .${kind}`)].flatMap(svg => {
-                const inside = (a, b) => a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;
+                const inside = (a, b) => a.left >= b.left && a.right <= b.right &&
+                    a.top >= b.top && a.bottom <= b.bottom;
                 const box = e => e.getBoundingClientRect(), nodes = [...svg.querySelectorAll(".node")].map(box);
                 const touch = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
                 return [...svg.querySelectorAll("text")].filter(text => !inside(box(text), box(svg)) ||
                     (text.matches(".label") ? nodes.some(node => touch(box(text), node))
-                                            : !nodes.some(node => inside(box(text), node)))).map(text => text.outerHTML);
+                                            : !nodes.some(node => inside(box(text), node))))
+                    .map(text => text.outerHTML);
             })""", kind)
             assert tab.evaluate("kind => document.querySelectorAll(`.chart .${kind}`)[0].checkVisibility()", kind)
             assert not outside, f"{kind}: {outside}"
@@ -348,7 +350,7 @@ def test_formulas_have_their_font():
                 elif "α" <= letter <= "ω":
                     letters.add(chr(ord(letter) - ord("α") + 0x1D6FC))
             missing = {letter for letter in letters if ord(letter) not in font}
-            assert not missing, f"{page}: add {missing} to fonts/characters.txt, and make the font anew (README.md there)"
+            assert not missing, f"{page}: add {missing} to fonts/characters.txt, make the font anew (README.md there)"
     with opened() as tab:
         tab.evaluate("scrollTo(0, 9000)")
         settled(tab)
@@ -363,7 +365,8 @@ def marked(tab):
     return tab.evaluate("""() => {
         const lines = [...document.querySelectorAll(".script.shown .on")], box = document.querySelector(".files")
             .getBoundingClientRect();
-        return [document.querySelector(".script.shown").id, lines.map(line => [...line.parentElement.children].indexOf(line) + 1),
+        return [document.querySelector(".script.shown").id,
+                lines.map(line => [...line.parentElement.children].indexOf(line) + 1),
                 lines.every(line => line.getBoundingClientRect().top >= box.top - 1 &&
                                     line.getBoundingClientRect().bottom <= box.bottom + 1),
                 lines.map(line => line.textContent.trim()).join("\\n").trim()];
@@ -1151,7 +1154,7 @@ def press(section, name, how="mouse"):
     if how == "keyboard":
         button.press("Enter")
     elif how == "touch":  # the click follows the finger a little later
-        button.evaluate("b => { window.clicked = false; b.addEventListener('click', () => { window.clicked = true; }); }")
+        button.evaluate("b => { window.clicked = false; b.addEventListener('click', () => window.clicked = true); }")
         button.tap()
         section.page.wait_for_function("clicked")
     else:

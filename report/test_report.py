@@ -259,6 +259,15 @@ def test_what_the_runs_of_section_6_4_change():
     expect("images", images_100, images, 1e-5)
 
 
+def test_the_smallest_example_of_section_6_4():
+    """Straight-through moves z by the same step for ever; the commitment loss holds it at 1 / lambda; and a decoder
+    that sees z leads it to x."""
+    steps = np.arange(81)[:, None] * np.array([1, -1])
+    expect("straight-through", comparisons.two_images(), 0.1 * 2 * steps)
+    expect("with commitment loss", comparisons.two_images(0.25, n_updates=400)[-1], [4, -4])
+    expect("the decoder sees z", comparisons.two_images(at_z=True)[-1], [1, -1])
+
+
 def test_cvae_nll_gives_each_image_its_own_label():
     class Paper(torch.nn.Module):
         """Its image depends on the label alone, so that -log p(x|c) is known."""
@@ -468,6 +477,7 @@ def test_what_is_measured_does_not_depend_on_the_seed():
 def test_flags_and_seeds_reach_the_model():
     for script, flags, key, value in (
             ("ae", ["--hidden-dim", "16"], "hidden_dim", 16), ("denoise_ae", ["--latent-dim", "8"], "latent_dim", 8),
+            ("denoise_ae", ["--as-assigned"], "as_assigned", True),
             ("cvae", ["--no-label"], "conditional_vec_dim", 0),
             ("cvae_structured", ["--quadrants", "2", "--learned-prior"], "conditional_vec_dim", 392),
             ("vqvae", ["--codebook-loss"], "ema", False), ("vqvae", ["--commitment-cost", "3"], "commitment_cost", 3),
@@ -476,6 +486,10 @@ def test_flags_and_seeds_reach_the_model():
         few = ["--no-prior"] if script == "vqvae" else ["--n-epochs", "1"]
         saved = torch.load(smoke(script, *few, *flags).folder / "model.pt", weights_only=True)
         assert saved["config"][key] == value, (script, flags, saved["config"])
+    assigned = smoke("denoise_ae", "--n-epochs", "1", "--as-assigned").models[0]
+    assert [type(layer).__name__ for layer in assigned.decoder] == [
+        *3 * ["ConvTranspose2d", "BatchNorm2d", "LeakyReLU"], "Sigmoid"], "the assignment's decoder"
+    assert sum(p.numel() for p in assigned.parameters()) <= 15_000
     learned = smoke("cvae_structured", "--n-epochs", "1", "--quadrants", "2", "--learned-prior").models[0]
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned.prior.parameters())
     assert smoke("vqvae", "--no-prior", "--stop-at", "2").metrics["history"]["update"] == [2]

@@ -192,7 +192,8 @@ Panels.define("cells", {
       const line = (curve, i) => {
         if (!curve.length) return "";
         const [right, low] = at(curve.at(-1), curve.length - 1);
-        return `<path class="curve ${RULES[i].color}" d="M${curve.map((value, t) => at(value, t).join(" ")).join("L")}"/>`
+        const points = curve.map((value, t) => at(value, t).join(" ")).join("L");
+        return `<path class="curve ${RULES[i].color}" d="M${points}"/>`
           + `<circle class="${RULES[i].color}" r="4" cx="${right}" cy="${low}"/>`;
       };
       chart.innerHTML = `<svg><path class="axis" d="M26 10V110H${width - 4}"/>${curves.map(line).join("")}`
