@@ -1005,7 +1005,7 @@ NUMBERS = {
     "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
     "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer", "notebook-own-at-z"), own),
     "vqvae/held": (("notebook-early",), held),
-    "vqvae/layer_off": (("notebook-trace",), layer_off),
+    "vqvae/layer_off": (("notebook-trace", "small-notebook-trace"), layer_off),
     "vqvae/least_on": (("notebook-trace-held", "notebook-trace-without-outward"),
                        lambda run, seed, metrics: min(metrics["history"]["decoder_least"])),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),

@@ -377,6 +377,8 @@ RUNS = [
      + measured_if("update % 100 == 0 or update > 1000 and update % 10 == 0")),
     # Then all of it, in our batches and number of updates.
     ("vqvae", "small-notebook-lambda-0", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3, PUSH),
+    # Seed 2 ends at a norm of only 116. Had z never been longer when a layer goes off, length would not be its cause.
+    ("vqvae", "small-notebook-trace", f"{SMALL_NOTEBOOK} --commitment-cost 0 --stop-at 200", 3, TRACE + FIRST_60 + FEW),
     ("vqvae", "small-notebook-without-outward", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
      without_push_along("direction = outward")),
     ("vqvae", "small-notebook-without-random", f"{SMALL_NOTEBOOK} --commitment-cost 0", 3,
