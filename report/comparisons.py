@@ -319,7 +319,8 @@ def beta_samples():
     rows = {rf"$\beta$ = {beta}": model.decode(z) for beta, model in models.items()}
     mu, _ = models["0"].encode(x_test)
     spread = torch.linalg.cholesky(torch.cov(mu.T) + 1e-6 * torch.eye(len(mu.T)))
-    rows = {"$\\beta$ = 0, fitted\nGaussian": models["0"].decode(mu.mean(0) + z @ spread.T), **rows}
+    fitted = {"$\\beta$ = 0, fitted\nGaussian": models["0"].decode(mu.mean(0) + z @ spread.T)}
+    rows = {r"$\beta$ = 0": rows.pop(r"$\beta$ = 0"), **fitted, **rows}
     return common.plot_images(torch.stack(list(rows.values())), list(rows))
 
 
