@@ -425,12 +425,12 @@ def histories(runs):
 def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
     dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
-    percentile. numbered: the second group's seeds stand at the ends of its lines. xscale: of the updates."""
+    percentile (with up to four groups). numbered: the second group's seeds stand at the ends of its lines. xscale: of the updates."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     ends = {axis: [] for axis in axes.flat}
     for group, (label, runs) in enumerate(lines.items()):
-        color = (common.BLUE, common.RED, common.GREEN, common.ORANGE)[group]
+        color = (common.BLUE, common.RED, common.GREEN, common.ORANGE, "0.4")[group]
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
@@ -439,12 +439,12 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
                     values = np.maximum(values, 1e-4)  # 0 is drawn at the bottom
                 if values.ndim == 2:
                     values = np.maximum(values, 1e-3)  # dead codes shrink to 0
-                    if i == 0:
+                    if i == 0 and len(lines) < 5:
                         axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
                     values = values[:, 1]
                 # Thinner from group to group, so that one which covers another lets it show.
                 axis.plot(updates, values, ("-", "--", ":")[i], color=color,
-                          linewidth=(2.4, 1.6, 1.6, 1)[group] if i == 0 else 1,
+                          linewidth=(2.4, 1.6, 1.6, 1, 1)[group] if i == 0 else 1,
                           label=label if i == 0 else None)
                 if numbered and group == 1:
                     ends[axis].append((seed, updates[-1], values[-1]))
@@ -458,7 +458,8 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
         axis.set(xlabel="update", xscale=xscale)
         if xscale == "linear":
             axis.locator_params(axis="x", nbins=5)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center",
+                  ncols=2 if len(lines) < 5 else 3)
     figure.draw_without_rendering()  # from here on the axes are where they will be
     for axis, places in ends.items():
         number_ends(axis, places, common.RED)
@@ -647,8 +648,9 @@ FIGURES = {
         ("test_z_norm", "decoder_least"), xscale="log"),
     "vqvae/push_notebook": lambda: plot_runs(
         {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
-         f"{WITHOUT}, outward part cut out": ["small-notebook-without-outward"],
-         f"{WITHOUT}, gradient at z": ["small-notebook-at-z"]},
+         f"{WITHOUT}, gradient taken at z": ["small-notebook-at-z"],
+         f"{WITHOUT}, outward part cut": ["small-notebook-without-outward"],
+         f"{WITHOUT}, control": ["small-notebook-without-other"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
