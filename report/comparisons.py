@@ -39,6 +39,7 @@ import vqvae
 from reproduce import folder, read_runs, rounded, seed_lines
 
 IMPORTANCE_SAMPLES = 100
+PURPLE = "#7B4FA3"  # beside the red, which is nearly orange
 
 
 class MissingRun(Exception):
@@ -109,6 +110,11 @@ def ae_digits():
     for z in (1, 2, 4, 8, 16, 32):
         rows[f"Z = {z}"] = load("ae", "main" if z == 2 else f"latent-{z}", 0, ae.Autoencoder)(x)
     return common.plot_images(torch.stack(list(rows.values())), list(rows))
+
+
+def other_seed():
+    """Not drawn here: the latent plane of another seed."""
+    shutil.copy(saved("ae", "main", 1, "latent_space.png"), REPORT / "ae" / "latent_space_seed_1.png")
 
 
 def projection():
@@ -430,7 +436,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     ends = {axis: [] for axis in axes.flat}
     for group, (label, runs) in enumerate(lines.items()):
-        color = (common.BLUE, common.RED, common.GREEN, common.ORANGE, "0.4")[group]
+        color = (common.BLUE, common.RED, common.GREEN, PURPLE, "0.4")[group]
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
@@ -524,7 +530,7 @@ def cells():
         right.text(*place, label, color=color, fontsize=9)
 
     arrow(z, e - z, common.BLUE, "pull", (2.15, -0.55), ":")
-    arrow(e, push, common.ORANGE, "what e should do", (2.2, -1.3))
+    arrow(e, push, PURPLE, "what e should do", (2.2, -1.3))
     arrow(z, push, common.RED, "push", (3.55, -0.75))
     arrow(z, (push @ outward) * outward, "black", "outward", (3.05, -0.1), "--")
     right.plot(*e, "o", color=common.BLUE, markersize=8)
@@ -622,6 +628,7 @@ FIGURES = {
     "readme/hero": hero,
     "ae/sweep": ae_sweep,
     "ae/digits": ae_digits,
+    "ae/latent_space_seed_1": other_seed,
     "ae/projection": projection,
     "denoise_ae/sweep": denoise_sweep,
     "denoise_ae/as_assigned": as_assigned,
