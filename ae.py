@@ -140,7 +140,7 @@ def pca_mse(x_train, x_test, n_components):
     x_train, x_test = x_train.flatten(1).cpu().double(), x_test.flatten(1).cpu().double()
     mean = x_train.mean(0)
     _, eigenvectors = torch.linalg.eigh((x_train - mean).T @ (x_train - mean))  # (H*W, H*W), largest last
-    # In this basis an image is H*W coordinates. PCA keeps the last Z, the largest; its error is the rest's squares.
+    # In this basis an image is H*W coordinates. PCA keeps the last Z (largest); the rest is lost.
     lost = (((x_test - mean) @ eigenvectors) ** 2).mean(0)  # (H*W,)
     return float(lost[:max(0, len(lost) - n_components)].sum()) / len(lost)
 

@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
     def nearest(self, z):
         """z (V, D), V vectors -> index of the nearest code (V,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
-        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # over the codes: (V, K) -> (V,)
+        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # (V, K) -> (V,)
 
     @torch.no_grad()
     def update(self, z, index):
@@ -230,11 +230,11 @@ class Prior(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length), persistent=False)
 
     def forward(self, index):
-        """index (N, T) -> logits (N, T, K), for T up to 64"""
-        length = index.shape[1]
+        """index (N, n) -> logits (N, n, K), for n up to 64"""
+        n = index.shape[1]
         start = torch.full_like(index[:, :1], self.token.num_embeddings - 1)
-        h = self.token(torch.cat([start, index[:, :-1]], dim=1)) + self.place[:length]  # (N, T, width)
-        return self.head(self.layers(h, mask=self.mask[:length, :length], is_causal=True))
+        h = self.token(torch.cat([start, index[:, :-1]], dim=1)) + self.place[:n]
+        return self.head(self.layers(h, mask=self.mask[:n, :n], is_causal=True))
 
     def loss_function(self, logits, index):
         """Minus log2 p(code | the codes before it), the mean over the codes index (N, 64): bits per code"""
