@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
     def nearest(self, z):
         """z (V, D), V vectors -> index of the nearest code (V,)"""
         # ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, and the first term is the same for all codes.
-        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # (V, K) -> (V,)
+        return ((self.codebook**2).sum(1) - 2 * z @ self.codebook.T).argmin(dim=1)  # one index per z
 
     @torch.no_grad()
     def update(self, z, index):
