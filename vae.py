@@ -195,7 +195,7 @@ def importance_weighted_nll(model, x, n_samples):
         z = mu + torch.exp(0.5 * logvar) * epsilon
         x_hat = model.decode(z.flatten(0, 1)).reshape(n_samples, len(batch), -1)  # (M, n, H*W)
         log_p_x = log_bernoulli(x_hat, batch.flatten(1))  # (M, n)
-        # log p(z) - log q(z|x), both Gaussian: their constants (2 pi) cancel.
+        # log p(z) - log q(z|x), both Gaussian, as (z - mu) / sigma is epsilon.
         log_ratio = 0.5 * (epsilon**2 + logvar - z**2).sum(-1)  # (M, n)
         total += float((math.log(n_samples) - torch.logsumexp(log_p_x + log_ratio, dim=0)).sum())
     return total / len(x)
