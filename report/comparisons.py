@@ -431,7 +431,8 @@ def histories(runs):
 def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
     dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
-    percentile (with up to four groups). numbered: the second group's seeds stand at the ends of its lines. xscale: of the updates."""
+    percentile (with up to four groups). numbered: the second group's seeds stand at the ends of its lines. xscale: of
+    the updates."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     ends = {axis: [] for axis in axes.flat}
