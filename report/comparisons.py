@@ -655,10 +655,10 @@ FIGURES = {
          f"{WITHOUT}, outward part cut out": ["notebook-trace-without-outward"]},
         ("test_z_norm", "decoder_least"), xscale="log"),
     "vqvae/push_notebook": lambda: plot_runs(
-        {WITH: ["small-notebook"], WITHOUT: ["small-notebook-lambda-0"],
-         f"{WITHOUT}, gradient taken at z": ["small-notebook-at-z"],
-         f"{WITHOUT}, outward part cut": ["small-notebook-without-outward"],
-         f"{WITHOUT}, control": ["small-notebook-without-other"]},
+        {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"],
+         f"{WITHOUT}, gradient taken at z": ["notebook-at-z"],
+         f"{WITHOUT}, outward part cut": ["notebook-without-outward"],
+         f"{WITHOUT}, control": ["notebook-without-other"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
     "vqvae/notebook_loss": lambda: plot_runs(
@@ -855,6 +855,13 @@ def layer_off(run, seed, metrics):
             "norm": max(norms[:off + 1])}
 
 
+def off_from(run, seed, metrics):
+    """The first update measured from which on a layer of the decoder is off, to the end of the run."""
+    history = metrics["history"]
+    last_on = max((i for i, share in enumerate(history["decoder_least"]) if share > 0), default=-1)
+    return history["update"][last_on + 1]
+
+
 def relus_off(run, seed, metrics):
     """For 64 test images: the share of active units in the emptiest of the decoder's layers of ReLUs, and in the last
     (but for those inside the residual blocks, which the sum leads around); the share of codes to which the error gives
@@ -1013,16 +1020,18 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/longest": ((*FIRST_40, "small-notebook-at-z", "small-notebook-diveq"),
                       lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
-    "vqvae/energy_taken": (("notebook-early-without-outward", "small-notebook-without-outward"), energy_taken),
+    "vqvae/energy_taken": (("notebook-early-without-outward", "notebook-without-outward", "small-notebook-without-outward"),
+                            energy_taken),
     "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer", "notebook-own-at-z"), own),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace", "small-notebook-trace"), layer_off),
     "vqvae/least_on": (("notebook-trace-held", "notebook-trace-without-outward"),
                        lambda run, seed, metrics: min(metrics["history"]["decoder_least"])),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
-    "vqvae/relus_off": (("small-notebook-lambda-0", "small-notebook-without-outward", "notebook-trace"), relus_off),
-    "vqvae/relus_off_notebook": (("notebook-lambda-0",), relus_off, "0"),
-    "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place, "0"),
+    "vqvae/off_from": (("notebook-lambda-0",), off_from),
+    "vqvae/relus_off": (("notebook-lambda-0", "notebook-without-outward", "small-notebook-lambda-0",
+                         "small-notebook-without-outward", "notebook-trace"), relus_off),
+    "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),
