@@ -197,6 +197,37 @@ def as_assigned():
     return figure
 
 
+def best_denoised(noisy, clean, std):
+    """The mean of E[x | noisy] if x is one of the clean images, each as likely as the others, and the noise is Gaussian
+    and not clipped: noisy (P,), clean (n, P) -> the mean (P,), and how many images share the weight: e to the power of
+    its entropy, in nats."""
+    weights = (-((noisy - clean) ** 2).sum(1) / (2 * std**2)).softmax(0)  # p(clean image | noisy), (n,)
+    return weights @ clean, float(torch.special.entr(weights).sum().exp())
+
+
+def best_denoisers():
+    """The best denoiser of a world that has only the training digits, for two of them and ever more noise."""
+    digits, stds = common.load_mnist()[0].flatten(1), (0.5, 1, 1.5, 2, 4)
+    figure, axes = plt.subplots(4, len(stds), figsize=(8, 6))
+    for i, rows in ((0, axes[:2]), (1, axes[2:])):
+        epsilon = torch.randn(digits.shape[1], generator=torch.Generator().manual_seed(0))
+        for column, std in enumerate(stds):
+            noisy = digits[i] + std * epsilon
+            best, n = best_denoised(noisy, digits, std)
+            rows[0, column].imshow(noisy.reshape(28, 28), cmap="gray", vmin=-2 * std, vmax=1 + 2 * std)
+            rows[1, column].imshow(best.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
+            rows[1, column].set_xlabel(f"{n:,.0f} {'digit' if n < 1.5 else 'digits'}")
+            axes[0, column].set_title(f"σ = {std}", fontsize=10)
+        rows[0, 0].set_ylabel("noisy")
+        rows[1, 0].set_ylabel("best answer")
+    for axis in axes.flat:
+        axis.set_xticks(())
+        axis.set_yticks(())
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
 FORMULAS = vae.myVAE(hidden_dim=1, latent_dim=1)  # untrained: only its formulas are used
 
 
@@ -633,6 +664,7 @@ FIGURES = {
     "ae/projection": projection,
     "denoise_ae/sweep": denoise_sweep,
     "denoise_ae/as_assigned": as_assigned,
+    "denoise_ae/best": best_denoisers,
     "vae/elbo": elbo,
     "vae/kl_pairs": kl_pairs,
     "vae/gradient_variance": gradient_variance,

@@ -268,6 +268,17 @@ def test_the_smallest_example_of_section_6_4():
     expect("the decoder sees z", comparisons.two_images(at_z=True)[-1], [1, -1])
 
 
+def test_the_best_denoiser_of_section_2():
+    """Between two clean values it is a sigmoid; what both share equally counts as two images."""
+    clean = torch.tensor([[0.0], [1.0]])
+    for noisy, std in ((0.5, 0.3), (0.8, 0.5), (-1.0, 2.0)):
+        best, n = comparisons.best_denoised(torch.tensor([noisy]), clean, std)
+        p = 1 / (1 + math.exp(-(2 * noisy - 1) / (2 * std**2)))
+        expect("mean", best, [p], 1e-5)
+        expect("how many", n, p**-p * (1 - p) ** (p - 1), 1e-5)
+    assert abs(comparisons.best_denoised(torch.tensor([0.5]), clean, 0.3)[1] - 2) < 1e-5
+
+
 def test_cvae_nll_gives_each_image_its_own_label():
     class Paper(torch.nn.Module):
         """Its image depends on the label alone, so that -log p(x|c) is known."""
