@@ -656,6 +656,40 @@ def nearest_images():
 
 WITH, WITHOUT = r"$\lambda$ = 0.25", r"$\lambda$ = 0"
 # <script>/<file>: what draws it; readme/<file> goes to report/. None has the name of a figure that the script draws.
+@torch.no_grad()
+def learned_prior():
+    """Completions of the first test digits with the prior N(0, I) and with the learned one."""
+    x, visible = common.load_mnist()[2][:6], cvae_structured.visible_pixels(1)
+    c, grid = x.flatten(1)[:, visible], visible.reshape(28, 28)
+    torch.manual_seed(0)
+    shown = [torch.where(grid, x, 0.5).unsqueeze(1), x.unsqueeze(1)]
+    for run, kind in (("main", cvae_structured.myVAE), ("learned-prior-1", cvae_structured.LearnedPriorVAE)):
+        model = load("cvae_structured", run, 0, kind)
+        for _ in range(5):
+            sample = model.decode(model.reparameterize(*cvae_structured.prior(model, c)), c)
+            shown.append(torch.where(grid, x, sample).unsqueeze(1))
+    return common.plot_images(torch.cat(shown, dim=1), column_labels=[
+        "given", "original", "", "", "prior N(0, I)", "", "", "", "", "learned prior", "", ""])
+
+
+def bright_and_dark():
+    """Where z lies on the line along which it varies most, after 40 updates of the notebook's recipe: the brighter and
+    the darker half of the places, with and without the commitment loss."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
+    for axis, title, run in zip(axes, (WITH, WITHOUT), ("notebook-early", "notebook-early-lambda-0")):
+        _, place, brightness = places(run, 0)
+        bright = brightness > brightness.median()
+        bins = np.linspace(place.min(), place.max(), 60)
+        for half, color, label in ((bright, common.ORANGE, "bright places"), (~bright, "0.25", "dark places")):
+            axis.hist(place[half], bins, color=color, alpha=0.7, label=label)
+        axis.axvline(0, color="0.5", linewidth=1, linestyle=":")
+        axis.set(title=title, xlabel="z along the line")
+        axis.set_yticks(())
+    axes[0].set(ylabel="how many z")
+    axes[0].legend()
+    return figure
+
+
 FIGURES = {
     "readme/hero": hero,
     "ae/sweep": ae_sweep,
@@ -674,6 +708,7 @@ FIGURES = {
     "cvae/handwritings": lambda: handwritings("main"),
     "cvae/digits_as_vae": lambda: handwritings("as-vae", [f"$z^{{({i})}}$" for i in range(1, 5)]),
     "cvae_structured/best_of_k_all": best_of_k_all,
+    "cvae_structured/learned_prior": learned_prior,
     "vqvae/commitment_all": lambda: plot_runs({WITH: ["main"], WITHOUT: ["lambda-0"]}),
     "vqvae/push": lambda: plot_runs(
         {WITH: ["push"], WITHOUT: ["push-lambda-0"], f"{WITHOUT}, no quantizer": ["push-no-quantizer"],
@@ -693,6 +728,7 @@ FIGURES = {
          f"{WITHOUT}, control": ["notebook-without-other"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
+    "vqvae/bright_and_dark": bright_and_dark,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
         ("train_reconstruction", "test_z_norm")),
@@ -922,6 +958,42 @@ def words_at_a_place(run, seed, metrics):
     return float(np.mean([len(place.unique()) for place in words.T]))
 
 
+@torch.no_grad()
+def in_a_cloud(run, seed, metrics):
+    """The share of 1,000 draws from the prior that lie in the 95 % region of the cloud q(z|x) of at least one training
+    image."""
+    model = load("vae", run, seed, vae.myVAE)
+    mu, logvar = model.encode(common.load_mnist()[0])
+    z = torch.randn(1000, model.latent_dim, generator=torch.Generator().manual_seed(0))
+    inside = torch.zeros(1000, dtype=torch.bool)
+    for m, s in zip(mu.split(1000), (0.5 * logvar).exp().split(1000)):
+        inside |= ((((z[:, None] - m) / s) ** 2).sum(2) < CHI_SQUARED_16).any(1)
+    return float(inside.float().mean())
+
+
+@torch.no_grad()
+def places(run, seed):
+    """The first principal component of the z of 256 test images: its share of their variance, (); the place of each z
+    on it, from the origin, and the brightness of the 4 x 4 pixels from which z mostly comes, (16384,)."""
+    x = cifar10()[1][:256]
+    brightness = F.avg_pool2d(x.mean(1), 4).flatten().double()
+    z = load("vqvae", run, seed, vqvae.VQVAE).encode(x).permute(0, 2, 3, 1).flatten(0, 2).double()
+    _, s, v = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    place = z @ v[0]
+    if torch.corrcoef(torch.stack([place, brightness]))[0, 1] < 0:
+        place = -place  # the sign of a component is arbitrary: bright is up
+    return s[0] ** 2 / (s**2).sum(), place, brightness
+
+
+def line(run, seed, metrics):
+    """What `places` has: the share; the correlation of place and brightness; and the mean places of the brighter half
+    and of the darker half."""
+    share, place, brightness = places(run, seed)
+    bright = brightness > brightness.median()
+    return {"share": float(share), "correlation": float(torch.corrcoef(torch.stack([place, brightness]))[0, 1]),
+            "bright": float(place[bright].mean()), "dark": float(place[~bright].mean())}
+
+
 def one_colour_error(run, seed, metrics):
     """The test error of answering one colour, the mean of the training images: no other does better on those."""
     x_train, x_test = cifar10()
@@ -1022,6 +1094,7 @@ def nearest_codes(run, seed, metrics):
     return shared
 
 
+CHI_SQUARED_16 = 26.296  # below it are 95 % of the squared lengths of draws from N(0, I) in 16 dimensions
 # The first 40 updates of the notebook's recipe.
 FIRST_40 = ("notebook-early", *(f"notebook-early-{name}" for name in (
     "lambda-0", "without-outward", "without-random", "without-z", "no-quantizer", "without-common", "without-own",
@@ -1041,6 +1114,7 @@ NUMBERS = {
     "vae/slopes": (("main",), slopes),
     "vae/recognised_samples": (tuple(BETAS.values()), recognised_samples),
     "vae/recognised_test_images": (("main",), lambda *_: recognised(common.load_mnist()[2]), "0"),
+    "vae/in_a_cloud": (("main",), in_a_cloud, "0"),
     "vae/score_variance_ratio": (("main",), score_variance_ratio, "0"),
     "cvae/test_nll_nats": (("main", "no-label"), cvae_nll),
     "cvae/importance_samples": (("main", "no-label"), lambda *_: IMPORTANCE_SAMPLES),
@@ -1064,6 +1138,7 @@ NUMBERS = {
     "vqvae/relus_off": (("notebook-lambda-0", "notebook-without-outward", "small-notebook-lambda-0",
                          "small-notebook-without-outward", "notebook-trace"), relus_off),
     "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place),
+    "vqvae/line": (("notebook-early", "notebook-early-lambda-0", "notebook", "notebook-lambda-0"), line),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),
     "vqvae/prior_by_counting": (("main",), prior_by_counting),
