@@ -242,23 +242,30 @@ def elbo():
     mu, sigma = torch.cat([torch.tensor([[1.5, 0.5]]),
                            torch.cartesian_prod(torch.linspace(0, 2, 201), torch.linspace(0.1, 1, 91))]).T
     q = Normal(mu[:, None], sigma[:, None]).log_prob(z).exp()  # (M, 1201)
-    bound = (q * log_likelihood).sum(1) * step - FORMULAS.kl_divergence(mu, 2 * sigma.log())  # the ELBO, (M,)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), width_ratios=(1.5, 1))
+    reconstruction = -(q * log_likelihood).sum(1) * step
+    bound = -reconstruction - FORMULAS.kl_divergence(mu, 2 * sigma.log())  # the ELBO, (M,)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), width_ratios=(1.1, 1))
     left.fill_between(z, joint / math.exp(log_p_x), color="#b5ddcf", label="posterior p(z|x)")
     left.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), ":", color="0.3", label="prior p(z)")
-    right.bar((0, 1), -log_p_x, 0.6, color="0.85")
-    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"),
-                                         (1, bound.argmax(), "the best", common.BLUE, "-")):
+    right.bar((0, 1.5), -log_p_x, 0.9, color="0.85")
+    best = bound.argmax()
+    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"), (1.5, best, "the best", common.BLUE, "-")):
         left.plot(z, q[i], style, color=color, label=f"q, {name}: N({mu[i]:.2f}, {sigma[i]:.2f}$^2$)")
-        right.bar(place, log_p_x - bound[i], 0.6, -log_p_x, color=color)
-        right.text(place, -log_p_x / 2, f"$-$log p(x)\n{-log_p_x:.3f}", ha="center", va="center")
-        right.text(place + 0.33, -log_p_x + (log_p_x - bound[i]) / 2, f"KL {log_p_x - bound[i]:.3f}", va="center")
-        right.text(place, -bound[i] + 0.02, f"$-$ELBO {-bound[i]:.3f}", ha="center", va="bottom")
+        right.bar(place, log_p_x - bound[i], 0.9, -log_p_x, color=color)
+        right.text(place, -log_p_x / 2, f"$-$log p(x)\n{-log_p_x:.3f}", ha="center", va="center", fontsize=9)
+        right.text(place, -bound[i] + 0.02, f"KL to the\nposterior\n{log_p_x - bound[i]:.3f}", ha="center",
+                   va="bottom", fontsize=9)
+    right.bar(2.5, reconstruction[best], 0.9, color="#c6dbef")
+    right.bar(2.5, -bound[best] - reconstruction[best], 0.9, reconstruction[best], color="#9ecae1")
+    right.text(2.5, reconstruction[best] / 2, f"rebuilding\n{reconstruction[best]:.3f}", ha="center", va="center",
+               fontsize=9)
+    right.text(2.5, (reconstruction[best] - bound[best]) / 2,
+               f"KL to the\nprior\n{-bound[best] - reconstruction[best]:.3f}", ha="center", va="center", fontsize=9)
     left.set(xlabel="z", ylabel="density", xlim=(-3, 3.5), ylim=(0, 1.2))
     left.legend(loc="upper left", fontsize=9)
-    right.set(ylabel="nats", xticks=(0, 1), xticklabels=("q, a guess", "q, the best"), xlim=(-0.55, 1.95),
-              ylim=(0, 1.6))
-    right.set_title("$-$ELBO = $-$log p(x) + KL(q $\\parallel$ p(z|x))", fontsize=10)
+    right.set(ylabel="nats", xticks=(0, 1.5, 2.5), xticklabels=("a guess", "the best", "the same\nbar again"),
+              xlim=(-0.6, 3.1), ylim=(0, 2))
+    right.set_title("$-$ELBO of each q", fontsize=10)
     right.grid(False, axis="x")
     return figure
 
