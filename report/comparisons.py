@@ -249,7 +249,8 @@ def elbo():
     left.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), ":", color="0.3", label="prior p(z)")
     right.bar((0, 1.5), -log_p_x, 0.9, color="0.85")
     best = bound.argmax()
-    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"), (1.5, best, "the best", common.BLUE, "-")):
+    for place, i, name, color, style in ((0, 0, "a guess", common.ORANGE, "--"),
+                                         (1.5, best, "the best", common.BLUE, "-")):
         left.plot(z, q[i], style, color=color, label=f"q, {name}: N({mu[i]:.2f}, {sigma[i]:.2f}$^2$)")
         right.bar(place, log_p_x - bound[i], 0.9, -log_p_x, color=color)
         right.text(place, -log_p_x / 2, f"$-$log p(x)\n{-log_p_x:.3f}", ha="center", va="center", fontsize=9)
@@ -1133,8 +1134,8 @@ NUMBERS = {
     "vqvae/growth": (("notebook-early-lambda-0", "notebook-early-no-momentum"), growth),
     "vqvae/longest": ((*FIRST_40, "small-notebook-at-z", "small-notebook-diveq"),
                       lambda run, seed, metrics: max(z for _, z, _ in metrics["history"]["test_z_norm"])),
-    "vqvae/energy_taken": (("notebook-early-without-outward", "notebook-without-outward", "small-notebook-without-outward"),
-                            energy_taken),
+    "vqvae/energy_taken": (("notebook-early-without-outward", "notebook-without-outward",
+                            "small-notebook-without-outward"), energy_taken),
     "vqvae/own": (("notebook-own-lambda-0", "notebook-own", "notebook-own-no-quantizer", "notebook-own-at-z"), own),
     "vqvae/held": (("notebook-early",), held),
     "vqvae/layer_off": (("notebook-trace", "small-notebook-trace"), layer_off),

@@ -298,6 +298,39 @@ def test_cvae_nll_gives_each_image_its_own_label():
     expect("cvae_nll", got, F.binary_cross_entropy(x_hat, x, reduction="sum") / len(x), 1e-4)
 
 
+def test_clouds_that_are_known():
+    """All images have the cloud N(0, I), in which 95 % of the prior's draws lie, or a far one, in which none does."""
+    class Model:
+        latent_dim = 16
+
+        def encode(self, x):
+            return torch.full((len(x), 16), self.place), torch.zeros(len(x), 16)
+
+    model = Model()
+    with replaced(comparisons, "load", lambda *_: model), \
+         replaced(common, "load_mnist", lambda: (torch.zeros(1500, 1, 28, 28),)):
+        for model.place, share, tolerance in ((0.0, 0.95, 0.02), (9.0, 0, 0)):
+            assert abs(comparisons.in_a_cloud("main", "0", {}) - share) <= tolerance
+
+
+def test_places_on_a_line_that_is_known():
+    """z lies on a line, from 5 - 3 at black to 5 + 3 at white, plus noise across it with 1 / 64 of the variance."""
+    torch.manual_seed(0)
+    x = (torch.rand(256, 1, 8, 8) < 0.5).float().repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+    way, across = torch.eye(64)[3], torch.eye(64)[5]
+
+    class Model:
+        def encode(self, images):
+            sign = 2 * images[:, 0, ::4, ::4] - 1
+            noise = 3 / 63**0.5 * (2 * (torch.rand_like(sign) < 0.5) - 1)
+            return (5 + 3 * sign)[:, None] * way.reshape(1, -1, 1, 1) + noise[:, None] * across.reshape(1, -1, 1, 1)
+
+    with replaced(comparisons, "load", lambda *_: Model()), replaced(comparisons, "cifar10", lambda: (None, x)):
+        got = comparisons.line("main", "0", {})
+    for key, value in (("share", 63 / 64), ("correlation", 1), ("bright", 8), ("dark", 2)):
+        expect(key, got[key], value, 0.01)
+
+
 def test_bits_by_counting():
     torch.manual_seed(0)
     codes = torch.randint(0, 3, (6, 8, 8))
