@@ -1015,12 +1015,13 @@ def norm_sqrt_lambda(run, seed, metrics):
 
 
 def bits_per_dimension(run, seed, metrics):
-    """The prior's bits for the codes, and those of a Gaussian with variance MSE for the pixels, whole numbers from 0 to
-    255."""
-    codes = 64 * metrics["prior"]["test_bits_per_code"] / 3072
+    """The prior's bits for the codes of an image, and for these per pixel and channel; those of a Gaussian with
+    variance MSE for the pixels, whole numbers from 0 to 255; and both together."""
+    image = 64 * metrics["prior"]["test_bits_per_code"]
+    codes = image / 3072
     mse = 255**2 * metrics["test_reconstruction"] * metrics["data_variance"]
     pixels = 0.5 * math.log2(2 * math.pi * math.e * mse)
-    return {"codes": round(codes, 4), "pixels": round(pixels, 4), "all": round(codes + pixels, 4)}
+    return {"image": round(image, 2), "codes": round(codes, 4), "pixels": round(pixels, 4), "all": round(codes + pixels, 4)}
 
 
 @torch.no_grad()
