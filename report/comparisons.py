@@ -1021,7 +1021,8 @@ def bits_per_dimension(run, seed, metrics):
     codes = image / 3072
     mse = 255**2 * metrics["test_reconstruction"] * metrics["data_variance"]
     pixels = 0.5 * math.log2(2 * math.pi * math.e * mse)
-    return {"image": round(image, 2), "codes": round(codes, 4), "pixels": round(pixels, 4), "all": round(codes + pixels, 4)}
+    return {"image": round(image, 2), "codes": round(codes, 4), "pixels": round(pixels, 4),
+            "all": round(codes + pixels, 4)}
 
 
 @torch.no_grad()
