@@ -257,7 +257,7 @@ RUNS = [
     ("denoise_ae", "held-out-as-assigned", "--validation --as-assigned", 2),
     ("denoise_ae", "as-assigned", "--as-assigned", 3),
     # Does it blur for want of parameters? Then with many times as many the error is far lower.
-    ("denoise_ae", "wide", "--hidden-dim 64", 3),
+    ("denoise_ae", "wide", "--hidden-dim 64", 2),
     ("denoise_ae", "two-epochs", "--n-epochs 2", 1),
     ("denoise_ae", "break-target", "--n-epochs 2", 1, NOISY_TARGET),
     ("vae", "main", "", 5),
