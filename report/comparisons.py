@@ -673,11 +673,12 @@ def learned_prior():
     shown = [torch.where(grid, x, 0.5).unsqueeze(1), x.unsqueeze(1)]
     for run, kind in (("main", cvae_structured.myVAE), ("learned-prior-1", cvae_structured.LearnedPriorVAE)):
         model = load("cvae_structured", run, 0, kind)
+        shown.append(torch.ones_like(shown[0]))  # a gap
         for _ in range(5):
             sample = model.decode(model.reparameterize(*cvae_structured.prior(model, c)), c)
             shown.append(torch.where(grid, x, sample).unsqueeze(1))
     return common.plot_images(torch.cat(shown, dim=1), column_labels=[
-        "given", "original", "", "", "prior N(0, I)", "", "", "", "", "learned prior", "", ""])
+        "given", "original", *[""] * 3, "prior N(0, I)", *[""] * 5, "learned prior", "", ""])
 
 
 def bright_and_dark():
