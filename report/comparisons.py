@@ -681,17 +681,21 @@ def learned_prior():
         "given", "original", *[""] * 3, "prior N(0, I)", *[""] * 5, "learned prior", "", ""])
 
 
+@torch.no_grad()
 def bright_and_dark():
     """Where z lies on the line along which it varies most, after 40 updates of the notebook's recipe: the brighter and
     the darker half of the places, with and without the commitment loss."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
     for axis, title, run in zip(axes, (WITH, WITHOUT), ("notebook-early", "notebook-early-lambda-0")):
-        _, place, brightness = places(run, 0)
+        _, place, brightness, way = places(run, 0)
+        model = load("vqvae", run, 0, vqvae.VQVAE)
+        code = model.quantizer(model.encode(cifar10()[1][:1]))[0][0, :, 0, 0].double() @ way  # all z share it
         bright = brightness > brightness.median()
         bins = np.linspace(place.min(), place.max(), 60)
         for half, color, label in ((bright, common.ORANGE, "bright places"), (~bright, "0.25", "dark places")):
             axis.hist(place[half], bins, color=color, alpha=0.7, label=label)
         axis.axvline(0, color="0.5", linewidth=1, linestyle=":")
+        axis.axvline(code, color=common.BLUE, linewidth=1.6, label="the code e")
         axis.set(title=title, xlabel="z along the line")
         axis.set_yticks(())
     axes[0].set(ylabel="how many z")
@@ -993,21 +997,22 @@ def in_a_cloud(run, seed, metrics):
 @torch.no_grad()
 def places(run, seed):
     """The first principal component of the z of 256 test images: its share of their variance, (); the place of each z
-    on it, from the origin, and the brightness of the 4 x 4 pixels from which z mostly comes, (16384,)."""
+    on it, from the origin, and the brightness of the 4 x 4 pixels from which z mostly comes, (16384,); and the
+    component, (D,)."""
     x = cifar10()[1][:256]
     brightness = F.avg_pool2d(x.mean(1), 4).flatten().double()
     z = load("vqvae", run, seed, vqvae.VQVAE).encode(x).permute(0, 2, 3, 1).flatten(0, 2).double()
     _, s, v = torch.linalg.svd(z - z.mean(0), full_matrices=False)
-    place = z @ v[0]
-    if torch.corrcoef(torch.stack([place, brightness]))[0, 1] < 0:
-        place = -place  # the sign of a component is arbitrary: bright is up
-    return s[0] ** 2 / (s**2).sum(), place, brightness
+    way = v[0]
+    if torch.corrcoef(torch.stack([z @ way, brightness]))[0, 1] < 0:
+        way = -way  # the sign of a component is arbitrary: bright is up
+    return s[0] ** 2 / (s**2).sum(), z @ way, brightness, way
 
 
 def line(run, seed, metrics):
     """What `places` has: the share; the correlation of place and brightness; and the mean places of the brighter half
     and of the darker half."""
-    share, place, brightness = places(run, seed)
+    share, place, brightness, _ = places(run, seed)
     bright = brightness > brightness.median()
     return {"share": float(share), "correlation": float(torch.corrcoef(torch.stack([place, brightness]))[0, 1]),
             "bright": float(place[bright].mean()), "dark": float(place[~bright].mean())}
