@@ -687,8 +687,8 @@ def bright_and_dark():
     the darker half of the places, with and without the commitment loss."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
     for axis, title, run in zip(axes, (WITH, WITHOUT), ("notebook-early", "notebook-early-lambda-0")):
-        _, place, brightness, way = places(run, 0)
         model = load("vqvae", run, 0, vqvae.VQVAE)
+        _, place, brightness, way = places(model)
         code = model.quantizer(model.encode(cifar10()[1][:1]))[0][0, :, 0, 0].double() @ way  # all z share it
         bright = brightness > brightness.median()
         bins = np.linspace(place.min(), place.max(), 60)
@@ -995,13 +995,13 @@ def in_a_cloud(run, seed, metrics):
 
 
 @torch.no_grad()
-def places(run, seed):
+def places(model):
     """The first principal component of the z of 256 test images: its share of their variance, (); the place of each z
     on it, from the origin, and the brightness of the 4 x 4 pixels from which z mostly comes, (16384,); and the
     component, (D,)."""
     x = cifar10()[1][:256]
     brightness = F.avg_pool2d(x.mean(1), 4).flatten().double()
-    z = load("vqvae", run, seed, vqvae.VQVAE).encode(x).permute(0, 2, 3, 1).flatten(0, 2).double()
+    z = model.encode(x).permute(0, 2, 3, 1).flatten(0, 2).double()
     _, s, v = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     way = v[0]
     if torch.corrcoef(torch.stack([z @ way, brightness]))[0, 1] < 0:
@@ -1012,7 +1012,7 @@ def places(run, seed):
 def line(run, seed, metrics):
     """What `places` has: the share; the correlation of place and brightness; and the mean places of the brighter half
     and of the darker half."""
-    share, place, brightness, _ = places(run, seed)
+    share, place, brightness, _ = places(load("vqvae", run, seed, vqvae.VQVAE))
     bright = brightness > brightness.median()
     return {"share": float(share), "correlation": float(torch.corrcoef(torch.stack([place, brightness]))[0, 1]),
             "bright": float(place[bright].mean()), "dark": float(place[~bright].mean())}
@@ -1162,8 +1162,7 @@ NUMBERS = {
                        lambda run, seed, metrics: min(metrics["history"]["decoder_least"])),
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/off_from": (("notebook-lambda-0",), off_from),
-    "vqvae/relus_off": (("notebook-lambda-0", "notebook-without-outward", "small-notebook-lambda-0",
-                         "small-notebook-without-outward", "notebook-trace"), relus_off),
+    "vqvae/relus_off": (("notebook-lambda-0", "notebook-without-outward", "small-notebook-lambda-0"), relus_off),
     "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place),
     "vqvae/line": (("notebook-early", "notebook-early-lambda-0", "notebook", "notebook-lambda-0"), line),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),

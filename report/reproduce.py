@@ -285,7 +285,7 @@ RUNS = [
     ("vqvae", "notebook-lambda-0", NOTEBOOK_0, 3, PUSH + TRACE[:2]),
     # Why does z run away without it? If because its gradient is taken at e, z stays short where it is taken at z. If
     # the outward part of the push carries z, z stays short without it; and if it is a matter of z's own code, not where
-    # as much is taken along another image's z - e, or along a random direction.
+    # the part along another image's z - e is taken, or about as much along a random direction.
     ("vqvae", "notebook-at-z", NOTEBOOK_0, 3, AT_Z),
     ("vqvae", "notebook-without-outward", NOTEBOOK_0, 3, without_push_along("direction = outward")),
     ("vqvae", "notebook-without-other", NOTEBOOK_0, 3, without_push_along("direction = outward.roll(1, 0)")),
