@@ -469,8 +469,7 @@ def histories(runs):
 
 def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     """Groups of runs against each other, {label: names in runs.json}, each group in its colour, seeds 0, 1 and 2 solid,
-    dashed and dotted. Where norms are shown, lines are medians, and the first seed has a band from the 1st to the 99th
-    percentile (with up to four groups). numbered: the second group's seeds stand at the ends of its lines. xscale: of
+    dashed and dotted. Norms are medians. numbered: the second group's seeds stand at the ends of its lines. xscale: of
     the updates."""
     rows = math.ceil(len(panels) / 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
@@ -484,10 +483,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
                 if key == "decoder_least":
                     values = np.maximum(values, 1e-4)  # 0 is drawn at the bottom
                 if values.ndim == 2:
-                    values = np.maximum(values, 1e-3)  # dead codes shrink to 0
-                    if i == 0 and len(lines) < 5:
-                        axis.fill_between(updates, values[:, 0], values[:, 2], color=color, alpha=0.2, linewidth=0)
-                    values = values[:, 1]
+                    values = np.maximum(values[:, 1], 1e-3)  # dead codes shrink to 0
                 # Thinner from group to group, so that one which covers another lets it show.
                 axis.plot(updates, values, ("-", "--", ":")[i], color=color,
                           linewidth=(2.4, 1.6, 1.6, 1, 1)[group] if i == 0 else 1,
@@ -541,46 +537,51 @@ def two_images(commitment_cost=0.0, at_z=False, n_updates=80, lr=0.1):
     return np.array(path)
 
 
-def cells():
-    """Why z runs away: left, the z of two_images; right, in two dimensions, a z in its code's cell, the push that
-    straight-through copies from the code to z, and the part of it that leads outward."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=(1, 1.2))
-    for color, name, height, settings in ((common.RED, "straight-through", 8.7, {}),
-                                          (common.BLUE, "with commitment loss", 4.4, {"commitment_cost": 0.25}),
-                                          (common.GREEN, "decoder sees z", 1.3, {"at_z": True})):
+def runaway():
+    """z runs away, is held, or stops by itself: in two_images (left), and in the real model (right)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    for color, name, height, settings, run in (
+            (common.RED, "straight-through", 8.7, {}, "notebook-lambda-0"),
+            (common.BLUE, "with commitment loss", 4.4, {"commitment_cost": 0.25}, "notebook"),
+            (common.GREEN, "gradient at z", 1.3, {"at_z": True}, "notebook-at-z")):
         left.plot(two_images(**settings), color=color, linewidth=2)
         left.text(79, height, name, color=color, fontsize=9, ha="right")
+        for i, (_, history) in enumerate(histories([run])):
+            right.semilogy(history["update"], np.array(history["test_z_norm"])[:, 1], ("-", "--", ":")[i], color=color,
+                           linewidth=1.6)
     left.axhline(0, color="0.45", linewidth=1)
     left.text(79, 0.2, "e", color="0.3", fontsize=9, ha="right")
-    left.set(xlabel="update", ylabel="z of both images", xlim=(0, 80), ylim=(-10, 10), yticks=range(-8, 9, 4))
+    left.set(title="the example", xlabel="update", ylabel="z of both images", xlim=(0, 80), ylim=(-10, 10),
+             yticks=range(-8, 9, 4))
+    right.set(title="the real model, three seeds", xlabel="update", ylabel="median norm of z")
+    right.locator_params(axis="x", nbins=4)
+    return figure
 
+
+def cells():
+    """A z in its code's cell, and what straight-through does: the gradient at the code is given to z."""
     codes = np.array([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]])
-    z, push = np.array([2.75, -0.55]), np.array([0.75, -0.15])  # in a cell that has no end on this side
+    z, push = np.array([2.75, -0.55]), np.array([0.75, -0.15])
     xs, ys = np.linspace(-2.8, 3.8, 661), np.linspace(-2.4, 2.4, 481)
     points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 661, 2)
     nearest = ((points[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
     e = codes[((codes - z) ** 2).sum(1).argmin()]
-    outward = (z - e) / np.linalg.norm(z - e)
-    right.contour(xs, ys, nearest, levels=np.arange(len(codes)) + 0.5, colors="0.75", linewidths=1)
-    right.plot(*codes.T, "o", color="0.6", markersize=6)
-
-    def arrow(start, way, color, label, place, style="-"):
-        right.annotate("", start + way, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2,
-                                                           "linestyle": style, "shrinkA": 0, "shrinkB": 0})
-        right.text(*place, label, color=color, fontsize=9)
-
-    arrow(z, e - z, common.BLUE, "pull", (2.15, -0.55), ":")
-    arrow(e, push, PURPLE, "what e should do", (2.2, -1.3))
-    arrow(z, push, common.RED, "push", (3.55, -0.75))
-    arrow(z, (push @ outward) * outward, "black", "outward", (3.05, -0.1), "--")
-    right.plot(*e, "o", color=common.BLUE, markersize=8)
-    right.plot(*z, "o", color="black", markersize=7)
-    right.text(e[0] - 0.3, e[1] - 0.05, "e", fontsize=10)
-    right.text(z[0] - 0.05, z[1] - 0.35, "z", fontsize=10)
-    right.text(0.2, 0.1, "another code", fontsize=9, color="0.4", ha="center")
-    right.set(xticks=(), yticks=(), aspect="equal", xlim=(-0.8, 4.1), ylim=(-2.0, 1.6))
-    right.grid(False)
-    right.spines[:].set_visible(False)
+    figure, axis = plt.subplots(figsize=(6, 3.4))
+    axis.contour(xs, ys, nearest, levels=np.arange(len(codes)) + 0.5, colors="0.75", linewidths=1)
+    axis.plot(*codes.T, "o", color="0.6", markersize=6)
+    for start, color, label, place in ((e, PURPLE, "what e should do", (2.2, -1.3)),
+                                       (z, common.RED, "what z is told to do", (2.8, -0.3))):
+        axis.annotate("", start + push, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2,
+                                                           "shrinkA": 0, "shrinkB": 0})
+        axis.text(*place, label, color=color, fontsize=9)
+    axis.plot(*e, "o", color=common.BLUE, markersize=8)
+    axis.plot(*z, "o", color="black", markersize=7)
+    axis.text(e[0] - 0.25, e[1] - 0.05, "e", fontsize=10)
+    axis.text(z[0] - 0.2, z[1] + 0.1, "z", fontsize=10)
+    axis.text(0.35, 0, "another code", fontsize=9, color="0.4", ha="center")
+    axis.set(xticks=(), yticks=(), aspect="equal", xlim=(-1.1, 4.6), ylim=(-2.0, 1.6))
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
     return figure
 
 
@@ -741,6 +742,7 @@ FIGURES = {
          f"{WITHOUT}, control": ["notebook-without-other"]},
         ("train_reconstruction", "test_z_norm")),
     "vqvae/cells": cells,
+    "vqvae/runaway": runaway,
     "vqvae/bright_and_dark": bright_and_dark,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
@@ -975,13 +977,6 @@ def relus_off(run, seed, metrics):
             "x_hat_differs": float((x_hat.amax(0) - x_hat.amin(0)).max().detach())}
 
 
-def words_at_a_place(run, seed, metrics):
-    """How many different codes stand at one of the 64 places over 1,000 test images: the mean over the places."""
-    words = vqvae.encode_all(load("vqvae", run, seed, vqvae.VQVAE), cifar10()[1][:1000])
-    return float(np.mean([len(place.unique()) for place in words.T]))
-
-
-@torch.no_grad()
 def in_a_cloud(run, seed, metrics):
     """The share of 1,000 draws from the prior that lie in the 95 % region of the cloud q(z|x) of at least one training
     image."""
@@ -1163,7 +1158,6 @@ NUMBERS = {
     "vqvae/one_colour_error": (("main",), one_colour_error, "0"),
     "vqvae/off_from": (("notebook-lambda-0",), off_from),
     "vqvae/relus_off": (("notebook-lambda-0", "notebook-without-outward", "small-notebook-lambda-0"), relus_off),
-    "vqvae/words_at_a_place": (("notebook-lambda-0",), words_at_a_place),
     "vqvae/line": (("notebook-early", "notebook-early-lambda-0", "notebook", "notebook-lambda-0"), line),
     "vqvae/norm_sqrt_lambda": (("main", "lambda-0.05", "lambda-1", "lambda-2"), norm_sqrt_lambda),
     "vqvae/bits_per_dimension": (("main",), bits_per_dimension),

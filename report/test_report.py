@@ -277,6 +277,10 @@ def test_the_best_denoiser_of_section_2():
         expect("mean", best, [p], 1e-5)
         expect("how many", n, p**-p * (1 - p) ** (p - 1), 1e-5)
     assert abs(comparisons.best_denoised(torch.tensor([0.5]), clean, 0.3)[1] - 2) < 1e-5
+    x_train = torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])
+    x_test = torch.full((3, 1, 28, 28), 0.9)  # taken for the white one, in each of 784 pixels
+    with replaced(common, "load_mnist", lambda: (x_train, None, x_test, None)):
+        expect("list_error", comparisons.list_error("main", "0", {}), 0.1**2, 1e-4)
 
 
 def test_cvae_nll_gives_each_image_its_own_label():
