@@ -541,9 +541,9 @@ def runaway():
     """z runs away, is held, or stops by itself: in two_images (left), and in the real model (right)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     for color, name, height, settings, run in (
-            (common.RED, "straight-through", 8.7, {}, "notebook-lambda-0"),
-            (common.BLUE, "with commitment loss", 4.4, {"commitment_cost": 0.25}, "notebook"),
-            (common.GREEN, "gradient at z", 1.3, {"at_z": True}, "notebook-at-z")):
+            (common.RED, "straight-through", 8.7, {}, "notebook-early-lambda-0"),
+            (common.BLUE, "with commitment loss", 4.4, {"commitment_cost": 0.25}, "notebook-early"),
+            (common.GREEN, "gradient at z", 1.3, {"at_z": True}, "notebook-early-at-z")):
         left.plot(two_images(**settings), color=color, linewidth=2)
         left.text(79, height, name, color=color, fontsize=9, ha="right")
         for i, (_, history) in enumerate(histories([run])):
