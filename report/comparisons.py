@@ -562,8 +562,8 @@ def cells():
     """A z in its code's cell, and what straight-through does: the gradient at the code is given to z."""
     codes = np.array([[-1.9, 1.2], [-0.2, 1.7], [1.8, 1.3], [-1.6, -0.7], [0.35, -0.2], [2.1, -0.9], [0.1, -1.9]])
     z, push = np.array([2.75, -0.55]), np.array([0.75, -0.15])
-    xs, ys = np.linspace(-2.8, 3.8, 661), np.linspace(-2.4, 2.4, 481)
-    points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 661, 2)
+    xs, ys = np.linspace(-2.8, 5, 781), np.linspace(-2.4, 2.4, 481)
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)  # (481, 781, 2)
     nearest = ((points[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
     e = codes[((codes - z) ** 2).sum(1).argmin()]
     figure, axis = plt.subplots(figsize=(6, 3.4))
@@ -746,7 +746,7 @@ FIGURES = {
     "vqvae/bright_and_dark": bright_and_dark,
     "vqvae/notebook_loss": lambda: plot_runs(
         {WITH: ["notebook"], WITHOUT: ["notebook-lambda-0"]},
-        ("train_reconstruction", "test_z_norm")),
+        ("train_reconstruction", "test_z_norm"), numbered=False),
     "vqvae/notebook_codebook": lambda: codebooks("notebook", "notebook-lambda-0"),
     "vqvae/start": lambda: plot_runs({"codes from data, revived": ["short"],
                                       "codes from N(0, I)": ["short-no-revive"]}, numbered=False),
