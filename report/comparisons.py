@@ -376,6 +376,28 @@ def vae_plane():
 
 
 @torch.no_grad()
+def clouds():
+    """In the plane of the VAE with two latents: the clouds q(z|x) of some test images, and one z from each of all."""
+    model, (_, _, x, y) = load("vae", "plane", 0, vae.myVAE), common.load_mnist()
+    torch.manual_seed(0)
+    mu, logvar = model.encode(x)
+    z = model.reparameterize(mu, logvar)
+    radius = math.sqrt(-2 * math.log(0.05))  # 95 % of a Gaussian in two dimensions, in standard deviations
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharey=True)
+    for m, s, digit in zip(mu[:200], torch.exp(0.5 * logvar[:200]), y):
+        color = common.DIGIT_COLORS[digit]
+        axes[0].add_patch(matplotlib.patches.Ellipse(m, *(2 * radius * s), color=color, alpha=0.35, linewidth=0))
+        axes[0].text(*m, str(int(digit)), color=color, fontsize=7, ha="center", va="center", clip_on=True)
+    axes[1].scatter(*z.T, s=2, color=[common.DIGIT_COLORS[digit] for digit in y], alpha=0.6, linewidths=0)
+    for axis, title in zip(axes, ("the clouds of 200 images", "a draw from each of 10,000 clouds")):
+        for sigmas in (1, 2, 3):
+            axis.add_patch(plt.Circle((0, 0), sigmas, fill=False, linestyle="--"))
+        axis.set(title=title, xlabel="$z_1$", xlim=(-4, 4), ylim=(-4, 4), box_aspect=1)
+    axes[0].set(ylabel="$z_2$")
+    return figure
+
+
+@torch.no_grad()
 def handwritings(run, row_labels=()):
     """Ten digits in four handwritings: with the main run, the first four z that cvae.py's own figure has."""
     torch.manual_seed(0)
@@ -386,19 +408,19 @@ def handwritings(run, row_labels=()):
 
 
 def best_of_k_all():
-    figure, axis = plt.subplots(figsize=(8, 3.8))
+    figure, axis = plt.subplots(figsize=(8, 3.4))
     for quadrants, color in ((1, common.BLUE), (2, common.RED), (3, common.GREEN)):
         run = "main" if quadrants == 1 else f"quadrants-{quadrants}"
-        for name, label, style in ((run, "N(0, I)", "-"), (f"learned-prior-{quadrants}", "learned prior", ":")):
-            best = column("cvae_structured", name, "best_of_k_mse").mean(0)
-            axis.plot(range(1, len(best) + 1), best, style, color=color, label=f"{quadrants} visible: {label}")
-        axis.axhline(column("cvae_structured", run, "baseline_mse").mean(), color=color, linestyle="--", linewidth=1,
-                     label=f"{quadrants} visible: BaselineNN")
+        best = column("cvae_structured", run, "best_of_k_mse").mean(0)
+        baseline = column("cvae_structured", run, "baseline_mse").mean()
+        axis.plot(range(1, len(best) + 1), best, color=color)
+        axis.axhline(baseline, color=color, linestyle="--", linewidth=1)
+        axis.text(105, best[-1], f"{quadrants} visible", color=color, fontsize=9, va="center")
+        axis.text(105, baseline, "BaselineNN", color=color, fontsize=9, va="center")
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100))
     axis.set_xticks((), minor=True)
-    axis.set(xlabel="k: the best of so many samples", ylabel="MSE per unseen pixel", ylim=(0, None))
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    axis.set(xlabel="k: the best of so many samples", ylabel="MSE per unseen pixel", xlim=(0.95, 102), ylim=(0, None))
     return figure
 
 
@@ -719,6 +741,7 @@ FIGURES = {
     "vae/rate_distortion": rate_distortion,
     "vae/beta": beta_samples,
     "vae/latent_space": vae_plane,
+    "vae/clouds": clouds,
     "cvae/handwritings": lambda: handwritings("main"),
     "cvae/digits_as_vae": lambda: handwritings("as-vae", [f"$z^{{({i})}}$" for i in range(1, 5)]),
     "cvae_structured/best_of_k_all": best_of_k_all,
