@@ -910,7 +910,7 @@ def test_codebooks():
 
 
 def test_curves_of_the_comparisons():
-    """Each line is the history of the run and seed that its colour and its number say."""
+    """Each line is the history of the run and seed that its colour and its dashes, or its number, say."""
     figure = comparisons.FIGURES["vqvae/notebook_loss"]()
     errors, norms = figure.axes
     runs = reproduce.read_runs("vqvae")
@@ -920,11 +920,18 @@ def test_curves_of_the_comparisons():
     for error, norm, (entry, seed, color) in zip(errors.lines, norms.lines, shown):
         history = entry["seeds"][seed]["history"]
         assert error.get_color() == norm.get_color() == color
+        assert error.get_linestyle() == norm.get_linestyle() == {"0": "-", "1": "--", "2": ":"}[seed]
         expect("errors", error.get_ydata(), history["train_reconstruction"])
         expect("medians", norm.get_ydata(), np.maximum([median for _, median, _ in history["test_z_norm"]], 1e-3))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [r"$\lambda$ = 0.25", r"$\lambda$ = 0"]
-    assert [text.get_text() for text in norms.texts] == ["0", "1", "2"]
+    numbered = comparisons.FIGURES["vqvae/push"]().axes[1]
+    assert [text.get_text() for text in numbered.texts] == ["0", "1", "2"]
+    example, real = comparisons.FIGURES["vqvae/runaway"]().axes
+    expect("the example's z", example.lines[0].get_ydata(), comparisons.two_images()[:, 0])
+    for line, seed in zip(real.lines, "012"):
+        history = runs["notebook-early-lambda-0"]["seeds"][seed]["history"]
+        expect("the real z", line.get_ydata(), [median for _, median, _ in history["test_z_norm"]])
     common.plt.close("all")
 
 
