@@ -205,27 +205,59 @@ def best_denoised(noisy, clean, std):
     return weights @ clean, float(torch.special.entr(weights).sum().exp())
 
 
-def best_denoisers():
-    """The best denoiser of a world that has only the training digits, for two of them and ever more noise."""
-    digits, stds = common.load_mnist()[0].flatten(1), (0.5, 1, 1.5, 2, 4)
-    figure, axes = plt.subplots(4, len(stds), figsize=(8, 6))
-    for i, rows in ((0, axes[:2]), (1, axes[2:])):
-        epsilon = torch.randn(digits.shape[1], generator=torch.Generator().manual_seed(0))
-        for column, std in enumerate(stds):
-            noisy = digits[i] + std * epsilon
-            best, n = best_denoised(noisy, digits, std)
-            rows[0, column].imshow(noisy.reshape(28, 28), cmap="gray", vmin=-2 * std, vmax=1 + 2 * std)
-            rows[1, column].imshow(best.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
-            rows[1, column].set_xlabel(f"{n:,.0f} {'digit' if n < 1.5 else 'digits'}")
-            axes[0, column].set_title(f"σ = {std}", fontsize=10)
-        rows[0, 0].set_ylabel("noisy")
-        rows[1, 0].set_ylabel("best answer")
+def pairs_in_noise(columns):
+    """A figure of columns [(title, pairs)], each pair above the next: a noisy digit (784,), its std, the best answer
+    (784,), and what to say of it."""
+    figure, axes = plt.subplots(2 * len(columns[0][1]), len(columns), figsize=(8, 6 if len(columns) < 6 else 4.6))
+    for column, (title, pairs) in enumerate(columns):
+        axes[0, column].set_title(title, fontsize=10)
+        for upper, lower, (noisy, std, best, label) in zip(axes[::2, column], axes[1::2, column], pairs):
+            upper.imshow(noisy.reshape(28, 28), cmap="gray", vmin=-2 * std, vmax=1 + 2 * std)
+            lower.imshow(best.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
+            lower.set_xlabel(label)
+    for axis, label in zip(axes[:, 0], itertools.cycle(("noisy", "best answer"))):
+        axis.set_ylabel(label)
     for axis in axes.flat:
-        axis.set_xticks(())
-        axis.set_yticks(())
+        axis.set(xticks=(), yticks=())
         axis.grid(False)
         axis.spines[:].set_visible(False)
     return figure
+
+
+def best_denoisers():
+    """The best denoiser of a world that has only the training digits, for two of them and ever more noise."""
+    digits = common.load_mnist()[0].flatten(1)
+    epsilon = torch.randn(digits.shape[1], generator=torch.Generator().manual_seed(0))
+
+    def pair(digit, std):
+        noisy = digit + std * epsilon
+        best, n = best_denoised(noisy, digits, std)
+        return noisy, std, best, f"{n:,.0f} {'digit' if n < 1.5 else 'digits'}"
+
+    return pairs_in_noise([(f"σ = {std}", [pair(digit, std) for digit in digits[:2]]) for std in (0.5, 1, 1.5, 2, 4)])
+
+
+def denoise_stepwise(noise, clean, stds):
+    """Draws an image of a world that has only the clean images (n, P), with nothing but its best denoiser: from noise
+    (P,), whose standard deviation is stds[0], each step goes so far towards the best answer that stds[i + 1] is left.
+    Returns [(image, best answer)] at each of stds. (Euler's method for the probability flow of Song et al. 2021.)"""
+    images, noisy = [], noise
+    for std, left in zip(stds, (*stds[1:], 0)):
+        best, _ = best_denoised(noisy, clean, std)
+        images.append((noisy, best))
+        noisy = best + left / std * (noisy - best)
+    return images
+
+
+def diffusion():
+    """Two digits drawn by denoise_stepwise, and the best answers on the way."""
+    digits = common.load_mnist()[0].flatten(1)
+    stds = 10 * 0.93 ** np.arange(51)  # down to 0.27
+    paths = [denoise_stepwise(stds[0] * torch.randn(digits.shape[1], generator=torch.Generator().manual_seed(seed)),
+                              digits, stds) for seed in range(2)]
+    shown = np.linspace(0, len(stds) - 1, 8).round().astype(int)
+    return pairs_in_noise([(f"σ = {stds[i]:.2g}", [(path[i][0], stds[i], path[i][1], "") for path in paths])
+                           for i in shown])
 
 
 FORMULAS = vae.myVAE(hidden_dim=1, latent_dim=1)  # untrained: only its formulas are used
@@ -735,6 +767,7 @@ FIGURES = {
     "denoise_ae/sweep": denoise_sweep,
     "denoise_ae/as_assigned": as_assigned,
     "denoise_ae/best": best_denoisers,
+    "denoise_ae/diffusion": diffusion,
     "vae/elbo": elbo,
     "vae/kl_pairs": kl_pairs,
     "vae/gradient_variance": gradient_variance,

@@ -283,6 +283,18 @@ def test_the_best_denoiser_of_section_2():
         expect("list_error", comparisons.list_error("main", "0", {}), 0.1**2, 1e-4)
 
 
+def test_diffusion_without_a_network():
+    stds = 10 * 0.99 ** np.arange(1000)
+    clean = torch.tensor([[0.0], [1.0]])
+    for noise, end in ((0.5, 0.5), (0.6, 1), (0.4, 0), (-12.0, 0)):  # between two images 0.5 is the border
+        expect("two images", comparisons.denoise_stepwise(torch.tensor([noise]), clean, stds)[-1][1], [end], 1e-3)
+    # If clean images are normal, so are noisy ones, with variance 1 + std^2: the flow only shrinks them.
+    clean = torch.distributions.Normal(0, 1).icdf((torch.arange(4000) + 0.5) / 4000).unsqueeze(1)
+    images = comparisons.denoise_stepwise(torch.tensor([15.0]), clean, stds)
+    for i in (100, 300, 500):
+        expect("normal images", images[i][0], [15 * math.sqrt((1 + stds[i] ** 2) / (1 + stds[0] ** 2))], 2e-2)
+
+
 def test_cvae_nll_gives_each_image_its_own_label():
     class Paper(torch.nn.Module):
         """Its image depends on the label alone, so that -log p(x|c) is known."""
