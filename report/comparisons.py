@@ -1033,6 +1033,7 @@ def relus_off(run, seed, metrics):
             "x_hat_differs": float((x_hat.amax(0) - x_hat.amin(0)).max().detach())}
 
 
+@torch.no_grad()
 def in_a_cloud(run, seed, metrics):
     """The share of 1,000 draws from the prior that lie in the 95 % region of the cloud q(z|x) of at least one training
     image."""
