@@ -58,7 +58,8 @@ LEXER.add_filter(few_kinds())
 def highlight(source):
     """Its lines in HTML."""
     html = pygments.highlight(source, LEXER, HtmlFormatter(nowrap=True))
-    html = re.sub('<span class="(..?)">(.*?)</span>', r"<i class=\1>\2</i>", html)  # shorter, as are bare quotes
+    html = re.sub('<span class="m">(.*?)</span>', r"<b>\1</b>", html)  # numbers; shorter, as are <i> and bare quotes
+    html = re.sub('<span class="(..?)">(.*?)</span>', r"<i class=\1>\2</i>", html)
     return html.replace("&quot;", '"').replace("&#39;", "'").rstrip("\n").split("\n")
 
 
