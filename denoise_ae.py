@@ -44,7 +44,7 @@ class DenoiseAE(nn.Module):
     """Convolutional denoising autoencoder: (N, 1, 28, 28) noisy -> (N, 1, 28, 28) clean.
 
     Height and width go 28 -> 14 -> 7 -> 4 in the encoder, by max pooling, and 4 -> 7 -> 14 -> 28 in the decoder, by
-    transposed convolutions with stride 2. The bottleneck holds Z x 4 x 4 numbers, fewer than the image's 784.
+    transposed convolutions with stride 2. The bottleneck holds Z x 4 x 4 numbers, 384 by default.
     as_assigned: batch normalization and LeakyReLU after the last transposed convolution, too. Its error is higher.
     """
 

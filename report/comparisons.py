@@ -163,7 +163,7 @@ def denoise_sweep():
         spreads = [values.std(ddof=1) if len(values) > 1 else 0 for values in losses]
         axis.errorbar(sizes, means, spreads, fmt=style, color=color, label=label, capsize=3)
     best = int(means.argmin())
-    axis.plot(sizes[best], means[best], "o", color=common.RED, markersize=13, fillstyle="none", markeredgewidth=2,
+    axis.plot(sizes[best], means[best], "o", color="black", markersize=13, fillstyle="none", markeredgewidth=1.5,
               label=f"the best: {sizes[best]} numbers, {means[best]:.4f}")
     axis.set(xlabel="numbers in the bottleneck", ylabel="test MSE per pixel", xscale="log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
