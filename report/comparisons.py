@@ -529,7 +529,7 @@ def plot_runs(lines, panels=tuple(PANELS), numbered=True, xscale="linear"):
     figure, axes = plt.subplots(rows, 2, figsize=(8, 0.6 + 2.4 * rows), sharex=True)
     ends = {axis: [] for axis in axes.flat}
     for group, (label, runs) in enumerate(lines.items()):
-        color = (common.BLUE, common.RED, common.GREEN, PURPLE, "0.4")[group]
+        color = PURPLE if "outward" in label else (common.BLUE, common.RED, common.GREEN, PURPLE, "0.4")[group]
         for i, (seed, history) in enumerate(histories(runs)):
             updates = history["update"]
             for axis, key in zip(axes.flat, panels):
