@@ -206,8 +206,8 @@ def best_denoised(noisy, clean, std):
 
 
 def pairs_in_noise(columns):
-    """A figure of columns [(title, pairs)], each pair above the next: a noisy digit (784,), its std, the best answer
-    (784,), and what to say of it."""
+    """A figure of columns [(title, pairs)], each pair above the next: (a noisy digit (784,), the std of its noise, the
+    best answer (784,), its label)."""
     figure, axes = plt.subplots(2 * len(columns[0][1]), len(columns), figsize=(8, 6 if len(columns) < 6 else 4.6))
     for column, (title, pairs) in enumerate(columns):
         axes[0, column].set_title(title, fontsize=10)
@@ -240,9 +240,10 @@ def best_denoisers():
 def denoise_stepwise(noise, clean, stds):
     """Draws an image of a world that has only the clean images (n, P), with nothing but its best denoiser: from noise
     (P,), whose standard deviation is stds[0], each step goes so far towards the best answer that stds[i + 1] is left.
-    Returns [(image, best answer)] at each of stds. (Euler's method for the probability flow of Song et al. 2021.)"""
+    Returns [(image, best answer)] at each of stds: the last answer is the image that is drawn. (Euler's method for the
+    probability flow of Song et al. 2021.)"""
     images, noisy = [], noise
-    for std, left in zip(stds, (*stds[1:], 0)):
+    for std, left in zip(stds, (*stds[1:], 0)):  # the last step, to 0, would go all the way to the answer
         best, _ = best_denoised(noisy, clean, std)
         images.append((noisy, best))
         noisy = best + left / std * (noisy - best)

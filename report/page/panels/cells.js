@@ -1,5 +1,5 @@
 "use strict";
-// Sections 6.1 and 6.4: the nearest of seven codes in the plane, what straight-through does to a z, and where that
+// Section 6.4: the nearest of seven codes in the plane, what straight-through does to a z, and where that
 // leads many z. It is a whole VQ-VAE, but a tiny one: an "image" x is a point, z is free (there is no encoder), the
 // decoder is a 2 x 2 matrix, at each step the best one, and the codes follow by the moving average. No weights.
 

@@ -3,7 +3,7 @@
 
 Panels.define("runaway", {
   title: "The runaway",
-  predict: "The same with the script's own recipe (6.5), to the end. After 1,000 updates z is "
+  predict: "Now the script's own recipe (6.5), to the end. After 1,000 updates z is "
     + "about twenty times as long without the commitment loss as with it, and yet the error still falls. How does that "
     + "go on? Press play.",
   weights: ["runaway"],
